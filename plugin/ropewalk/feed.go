@@ -1,0 +1,82 @@
+package ropewalk
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/zone"
+)
+
+// feed is a source and the zone that it fills. Instances of the plugin that are configured alike share one, above all
+// the one that a reload of the Corefile stops and the one that it starts: so a reload lists nothing anew.
+type feed struct {
+	key    string
+	source cluster.Source
+	zone   *zone.Zone
+	users  []*Ropewalk
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+}
+
+// registry holds the feeds that run. CoreDNS gives two instances of a plugin no other place to meet.
+type registry struct {
+	mu    sync.Mutex
+	feeds map[string]*feed
+}
+
+var feeds = &registry{feeds: map[string]*feed{}}
+
+func init() { prometheus.MustRegister(feeds) }
+
+// join makes h a user of the feed of its configuration, started if need be.
+func (r *registry) join(h *Ropewalk, c *config) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := c.feedKey()
+	f := r.feeds[key]
+	if f == nil {
+		source, err := c.newSource()
+		if err != nil {
+			return err
+		}
+		f = startFeed(key, source, c)
+		r.feeds[key] = f
+	}
+	f.users = append(f.users, h)
+	h.zone, h.feed = f.zone, f
+	return nil
+}
+
+// leave is the inverse of join. The last user stops the feed.
+func (r *registry) leave(h *Ropewalk) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := h.feed
+	if f == nil {
+		return
+	}
+	h.feed = nil
+	f.users = slices.DeleteFunc(f.users, func(u *Ropewalk) bool { return u == h })
+	if len(f.users) == 0 {
+		delete(r.feeds, f.key)
+		f.stop()
+		f.done.Wait()
+	}
+}
+
+func startFeed(key string, source cluster.Source, c *config) *feed {
+	ctx, stop := context.WithCancel(context.Background())
+	f := &feed{key: key, source: source, zone: zone.New(c.zoneOptions()), stop: stop}
+	f.done.Go(func() { f.zone.Run(ctx) })
+	f.done.Go(func() {
+		if err := source.Run(ctx, c.interest(), f.zone); err != nil && ctx.Err() == nil {
+			slog.Error("the source of records has stopped", "plugin", pluginName, "error", err)
+		}
+	})
+	return f
+}

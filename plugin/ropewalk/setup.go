@@ -1,0 +1,134 @@
+package ropewalk
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
+	clog "github.com/coredns/coredns/plugin/pkg/log"
+	"github.com/coredns/coredns/plugin/pkg/upstream"
+	"github.com/miekg/dns"
+
+	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/zone"
+)
+
+var log = clog.NewWithPlugin(pluginName)
+
+func init() { plugin.Register(pluginName, setup) }
+
+func setup(c *caddy.Controller) error {
+	cfg, err := parse(c)
+	if err != nil {
+		return plugin.Error(pluginName, err)
+	}
+	h, err := newHandler(cfg)
+	if err != nil {
+		return plugin.Error(pluginName, err)
+	}
+	conf := dnsserver.GetConfig(c)
+	conf.AddPlugin(func(next plugin.Handler) plugin.Handler {
+		h.Next = next
+		return h
+	})
+	c.OnStartup(func() error {
+		cfg.metadata = conf.Handler("metadata") != nil
+		h.local = localAddrs(conf.ListenHosts)
+		if err := feeds.join(h, cfg); err != nil {
+			return plugin.Error(pluginName, err)
+		}
+		h.await(cfg.startupTimeout)
+		return nil
+	})
+	c.OnShutdown(func() error {
+		feeds.leave(h)
+		return nil
+	})
+	return nil
+}
+
+// newHandler makes the handler of a configuration, and tries the source of its records as far as that goes without
+// starting it.
+func newHandler(cfg *config) (*Ropewalk, error) {
+	origins, err := zone.NewOrigins(cfg.zones, cfg.multicluster)
+	if err != nil {
+		return nil, err
+	}
+	cfg.followReverse = !origins.HasReverse()
+	if _, err := cfg.newSource(); err != nil {
+		return nil, err
+	}
+	return &Ropewalk{
+		Fall:       cfg.fall,
+		zones:      cfg.zones,
+		multi:      cfg.multicluster,
+		zonal:      cfg.zonal,
+		origins:    origins,
+		zone:       zone.New(cfg.zoneOptions()), // empty, until OnStartup puts the feed's in its place
+		upstream:   upstream.New(),
+		autopath:   cfg.autopath,
+		hostSearch: searchFromResolvConf(),
+	}, nil
+}
+
+// await waits for the first full sync, so that a server does not begin with answers it will regret; not for ever, so
+// that the rest of the Corefile is served while the API is away.
+func (h *Ropewalk) await(timeout time.Duration) {
+	deadline := time.After(timeout)
+	progress := time.NewTicker(time.Second)
+	defer progress.Stop()
+	for {
+		select {
+		case <-h.zone.Ready():
+			return
+		case <-progress.C:
+			log.Info("waiting for the cluster's objects before serving")
+		case <-deadline:
+			log.Warningf("serving without all of the cluster's objects, since they did not arrive within %v (startup_timeout): names that are not known yet get SERVFAIL", timeout)
+			return
+		}
+	}
+}
+
+// Ready implements ready.Readiness: everything that is watched has been delivered once.
+func (h *Ropewalk) Ready() bool { return h.zone.View().Synced() }
+
+func (h *Ropewalk) isMulti(z string) bool { return slices.Contains(h.multi, z) }
+
+// localAddrs returns the addresses, other than loopback ones, that a server with these hosts listens on.
+func localAddrs(hosts []string) (addrs []netip.Addr) {
+	if len(hosts) == 0 || hosts[0] == "" {
+		ifaddrs, err := net.InterfaceAddrs()
+		if err != nil {
+			log.Warningf("the addresses of this machine cannot be read, so that zones have no NS records: %v", err)
+			return nil
+		}
+		hosts = nil
+		for _, a := range ifaddrs {
+			hosts = append(hosts, a.String())
+		}
+	}
+	for _, h := range hosts {
+		a, err := netip.ParseAddr(h)
+		if p, perr := netip.ParsePrefix(h); perr == nil {
+			a, err = p.Addr(), nil
+		}
+		if err == nil && !a.IsLoopback() {
+			addrs = append(addrs, a.Unmap().WithZone(""))
+		}
+	}
+	return addrs
+}
+
+// searchFromResolvConf returns the search path that the kubelet adds to that of pods: this machine's.
+func searchFromResolvConf() []string {
+	rc, err := dns.ClientConfigFromFile("/etc/resolv.conf")
+	if err != nil {
+		return nil
+	}
+	plugin.Zones(rc.Search).Normalize()
+	return rc.Search
+}

@@ -1,0 +1,529 @@
+package zone
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"strings"
+	"unique"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
+)
+
+// slice is the ready endpoints of one EndpointSlice in compact form. It never changes.
+type slice struct {
+	id    *sliceID
+	ports portList
+	// fam holds the IPv4 endpoints in fam[v4] and the IPv6 ones in fam[v6]. The API has one family a slice.
+	fam [2]table
+}
+
+const (
+	v4 = 0
+	v6 = 1
+)
+
+var width = [2]int{v4: 4, v6: 16}
+
+// sliceID is what stays when a slice changes. Its pointer is its identity.
+type sliceID struct {
+	of *service
+	// cluster is the source cluster of an imported slice.
+	cluster string
+	// name, gen and truth belong to the writer: the object's name, the listing it was last seen in, its newest state.
+	name  string
+	gen   uint32
+	truth *slice
+	// alone is what an address that only this slice has is owned by, so that most addresses share one value.
+	alone owners
+}
+
+// table holds endpoints of one family in the order of their addresses.
+type table struct {
+	// addrs holds the addresses' octets one after the other.
+	addrs string
+	// labels holds the names of endpoints that have one, each behind its length octet; labelAt says where each
+	// endpoint's starts, noLabel for those that are called by their address. Both are empty if none has a name.
+	labels  string
+	labelAt []uint32
+	// byLabel holds the indexes of endpoints with a name, in the order of their names.
+	byLabel []uint16
+	// zones holds each endpoint's topology zone in lower case; empty unless Options.Zonal.
+	zones []string
+	// shared marks endpoints whose address or name another slice of the service had, too, when this one was built. Only
+	// a marked endpoint can be a repetition of one in a slice that stands earlier in its service's list.
+	shared []bool
+}
+
+const noLabel = ^uint32(0)
+
+func (t *table) len(f int) int { return len(t.addrs) / width[f] }
+
+func (t *table) addr(f, i int) string { return t.addrs[i*width[f] : (i+1)*width[f]] }
+
+// find returns the index of the endpoint with the address whose octets are a.
+func (t *table) find(f int, a []byte) (int, bool) {
+	lo, hi := 0, t.len(f)
+	for lo < hi {
+		mid := (lo + hi) / 2
+		switch m := t.addr(f, mid); {
+		case m == string(a):
+			return mid, true
+		case m < string(a):
+			lo = mid + 1
+		default:
+			hi = mid
+		}
+	}
+	return 0, false
+}
+
+// label returns the explicit name of an endpoint in wire format, length octet first; empty if it has none.
+func (t *table) label(i int) string {
+	if t.labelAt == nil || t.labelAt[i] == noLabel {
+		return ""
+	}
+	at := t.labelAt[i]
+	return t.labels[at : at+1+uint32(t.labels[at])]
+}
+
+// named yields the range of byLabel whose endpoints are called label, which is in wire format and in lower case.
+func (t *table) named(label []byte) []uint16 {
+	lo, hi := 0, len(t.byLabel)
+	for lo < hi {
+		mid := (lo + hi) / 2
+		if t.label(int(t.byLabel[mid])) < string(label) {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	end := lo
+	for end < len(t.byLabel) && t.label(int(t.byLabel[end])) == string(label) {
+		end++
+	}
+	return t.byLabel[lo:end]
+}
+
+// appendLabel appends the label that names endpoint i, length octet first: its own name or, as CoreDNS has it, its
+// address with dashes for dots and colons, and a 0 where it would end in a dash.
+func (t *table) appendLabel(dst []byte, f, i int) []byte {
+	if l := t.label(i); l != "" {
+		return append(dst, l...)
+	}
+	at := len(dst)
+	dst = append(dst, 0)
+	dst = appendDashed(dst, toAddr(t.addr(f, i)))
+	dst[at] = byte(len(dst) - at - 1)
+	return dst
+}
+
+func appendDashed(dst []byte, a netip.Addr) []byte {
+	at := len(dst)
+	dst = a.AppendTo(dst)
+	dashes(dst[at:])
+	if dst[len(dst)-1] == '-' {
+		dst = append(dst, '0')
+	}
+	return dst
+}
+
+// dashes puts dashes in the place of dots and colons.
+func dashes(text []byte) []byte {
+	for i, c := range text {
+		if c == '.' || c == ':' {
+			text[i] = '-'
+		}
+	}
+	return text
+}
+
+// dashedAddr is the inverse of appendDashed; it takes nothing but what that makes.
+func dashedAddr(label []byte) (netip.Addr, bool) {
+	a, ok := parseDashed(label)
+	if !ok {
+		return a, false
+	}
+	var buf [64]byte
+	return a, equalFold(appendDashed(buf[:0], a), label)
+}
+
+// parseDashed reads an address with dashes for dots or colons, in any form an address can be written.
+func parseDashed(label []byte) (netip.Addr, bool) {
+	var buf [64]byte
+	if len(label) > len(buf) || bytes.IndexByte(label, '%') >= 0 {
+		return netip.Addr{}, false
+	}
+	sep := byte(':')
+	if bytes.Count(label, []byte("-")) == 3 && !bytes.Contains(label, []byte("--")) {
+		sep = '.'
+	}
+	s := append(buf[:0], label...)
+	for i, c := range s {
+		if c == '-' {
+			s[i] = sep
+		}
+	}
+	if sep == '.' {
+		return parse4(s)
+	}
+	return parse6(s)
+}
+
+// parse4 and parse6 exist because netip.ParseAddr takes a string, and makes its errors, at the price of an allocation.
+func parse4(s []byte) (netip.Addr, bool) {
+	var a [4]byte
+	for i := range a {
+		n, digits := 0, 0
+		for len(s) > 0 && s[0] != '.' {
+			if s[0] < '0' || s[0] > '9' || digits == 3 || (digits == 1 && n == 0) {
+				return netip.Addr{}, false
+			}
+			n, digits, s = n*10+int(s[0]-'0'), digits+1, s[1:]
+		}
+		if digits == 0 || n > 255 || (i < 3) != (len(s) > 0) {
+			return netip.Addr{}, false
+		}
+		a[i] = byte(n)
+		if i < 3 {
+			s = s[1:]
+		}
+	}
+	return netip.AddrFrom4(a), true
+}
+
+func parse6(s []byte) (netip.Addr, bool) {
+	var groups [8]uint16
+	n, gap := 0, -1
+	if bytes.HasPrefix(s, []byte("::")) {
+		gap, s = 0, s[2:]
+	}
+	for len(s) > 0 {
+		if n == 8 {
+			return netip.Addr{}, false
+		}
+		v, digits := uint16(0), 0
+		for len(s) > 0 && s[0] != ':' {
+			d := hexDigit(s[0])
+			if d > 15 || digits == 4 {
+				return netip.Addr{}, false
+			}
+			v, digits, s = v<<4|uint16(d), digits+1, s[1:]
+		}
+		if digits == 0 {
+			return netip.Addr{}, false
+		}
+		groups[n] = v
+		n++
+		if len(s) == 0 {
+			break
+		}
+		s = s[1:]
+		if len(s) == 0 {
+			return netip.Addr{}, false // a lone colon at the end
+		}
+		if s[0] == ':' {
+			if gap >= 0 {
+				return netip.Addr{}, false
+			}
+			gap, s = n, s[1:]
+		}
+	}
+	if (gap < 0) != (n == 8) {
+		return netip.Addr{}, false
+	}
+	var a [16]byte
+	for i := range n {
+		at := i
+		if gap >= 0 && i >= gap {
+			at = i + 8 - n
+		}
+		binary.BigEndian.PutUint16(a[2*at:], groups[i])
+	}
+	return netip.AddrFrom16(a).Unmap(), true
+}
+
+func hexDigit(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c|0x20 && c|0x20 <= 'f':
+		return c | 0x20 - 'a' + 10
+	}
+	return 0xff
+}
+
+func toAddr(octets string) netip.Addr {
+	a, _ := netip.AddrFromSlice([]byte(octets))
+	return a
+}
+
+// endpoints calls fn with the index of each endpoint of family fam that f takes, until fn returns false. It says
+// whether fn went through all. It does not look at ports.
+func (s *slice) endpoints(fam int, f *filter, fn func(i int) bool) bool {
+	t := &s.fam[fam]
+	if f.hasEndpoint {
+		return t.called(fam, f, fn)
+	}
+	for i := range t.len(fam) {
+		if t.inZone(i, f) && !fn(i) {
+			return false
+		}
+	}
+	return true
+}
+
+// called is endpoints for a filter that names one.
+func (t *table) called(fam int, f *filter, fn func(i int) bool) bool {
+	label := f.endpoint[:1+int(f.endpoint[0])]
+	for _, i := range t.named(label) {
+		if !fn(int(i)) {
+			return false
+		}
+	}
+	a, ok := dashedAddr(label[1:])
+	if !ok || a.Is4() != (fam == v4) {
+		return true
+	}
+	var octets [16]byte
+	i, ok := t.find(fam, appendOctets(octets[:0], a))
+	return !ok || t.label(i) != "" || fn(i)
+}
+
+func appendOctets(dst []byte, a netip.Addr) []byte {
+	if a.Is4() {
+		b := a.As4()
+		return append(dst, b[:]...)
+	}
+	b := a.As16()
+	return append(dst, b[:]...)
+}
+
+// newSlice makes the compact form of o. others are the service's other slices.
+func newSlice(id *sliceID, o *cluster.Slice, opts *Options, others []*slice) *slice {
+	s := &slice{id: id, ports: endpointPorts(o.Ports)}
+	var eps [2][]endpoint
+	for i := range o.Endpoints {
+		e := &o.Endpoints[i]
+		if !e.Ready || !e.Addr.IsValid() {
+			continue
+		}
+		a, f := e.Addr.Unmap(), v6
+		if a.Is4() {
+			f = v4
+		}
+		eps[f] = append(eps[f], endpoint{string(a.AsSlice()), endpointLabel(e, opts.EndpointPodNames), e.Zone})
+	}
+	for f := range eps {
+		s.fam[f] = newTable(f, eps[f], opts.Zonal)
+		s.fam[f].markShared(f, others)
+	}
+	return s
+}
+
+// endpoint is an endpoint on its way into a table.
+type endpoint struct{ addr, label, zone string }
+
+// newTable sorts eps and drops repetitions.
+func newTable(f int, eps []endpoint, zonal bool) (t table) {
+	slices.SortStableFunc(eps, func(a, b endpoint) int {
+		return cmp.Or(strings.Compare(a.addr, b.addr), strings.Compare(a.label, b.label))
+	})
+	// The API forbids two endpoints of a slice with one address, so that an address leads to one endpoint.
+	eps = slices.CompactFunc(eps, func(a, b endpoint) bool { return a.addr == b.addr })
+	if len(eps) > 1<<16-1 {
+		eps = eps[:1<<16-1] // the API allows 1,000
+	}
+	var addrs, labels strings.Builder
+	addrs.Grow(len(eps) * width[f])
+	for i, e := range eps {
+		addrs.WriteString(e.addr)
+		if zonal {
+			t.zones = append(t.zones, unique.Make(strings.ToLower(e.zone)).Value())
+		}
+		if e.label == "" {
+			continue
+		}
+		if t.labelAt == nil {
+			t.labelAt = slices.Repeat([]uint32{noLabel}, len(eps))
+		}
+		t.labelAt[i] = uint32(labels.Len())
+		labels.WriteByte(byte(len(e.label)))
+		labels.WriteString(e.label)
+		t.byLabel = append(t.byLabel, uint16(i))
+	}
+	t.addrs, t.labels = addrs.String(), labels.String()
+	slices.SortStableFunc(t.byLabel, func(a, b uint16) int { return strings.Compare(t.label(int(a)), t.label(int(b))) })
+	t.byLabel = slices.Clip(t.byLabel)
+	return t
+}
+
+// endpointLabel returns the name that sets an endpoint apart from its address, empty if there is none that can be
+// asked for: a label of the DNS is 63 octets at most, and a pod's name may have dots in it.
+func endpointLabel(e *cluster.Endpoint, podNames bool) string {
+	switch {
+	case isLabel(e.Hostname):
+		return strings.ToLower(e.Hostname)
+	case podNames && isLabel(e.PodName):
+		return strings.ToLower(e.PodName)
+	case e.Written != "":
+		l := strings.ToLower(strings.NewReplacer(".", "-", ":", "-").Replace(e.Written))
+		if strings.HasSuffix(l, "-") {
+			l += "0"
+		}
+		if isLabel(l) {
+			return l
+		}
+	}
+	return ""
+}
+
+func isLabel(s string) bool { return s != "" && len(s) <= 63 && !strings.Contains(s, ".") }
+
+// markShared fills shared.
+func (t *table) markShared(f int, others []*slice) {
+	for i := range t.len(f) {
+		for _, o := range others {
+			_, dup := o.fam[f].find(f, []byte(t.addr(f, i)))
+			if l := t.label(i); !dup && l != "" {
+				dup = len(o.fam[v4].named([]byte(l))) > 0 || len(o.fam[v6].named([]byte(l))) > 0
+			}
+			if dup {
+				if t.shared == nil {
+					t.shared = make([]bool, t.len(f))
+				}
+				t.shared[i] = true
+				break
+			}
+		}
+	}
+}
+
+func (t *table) isShared(i int) bool { return t.shared != nil && t.shared[i] }
+
+// ready returns how many endpoints the slice has.
+func (s *slice) ready() int { return s.fam[v4].len(v4) + s.fam[v6].len(v6) }
+
+// same says whether two states of a slice answer alike.
+func (s *slice) same(o *slice) bool {
+	return s.id.cluster == o.id.cluster && s.ports == o.ports && s.fam[v4].same(&o.fam[v4]) && s.fam[v6].same(&o.fam[v6])
+}
+
+func (t *table) same(o *table) bool {
+	return t.addrs == o.addrs && t.labels == o.labels && slices.Equal(t.labelAt, o.labelAt) && slices.Equal(t.zones, o.zones)
+}
+
+// portList is a list of ports, packed into one string so that equal lists are one: for each, the number in four octets
+// (-1: none), then protocol and name, each behind a length octet.
+type portList struct{ h unique.Handle[string] }
+
+// noPorts is what a service or slice without ports has. As in CoreDNS it counts as one port that has no number and
+// answers to no name, so that the addresses are served.
+const noPorts = "\xff\xff\xff\xff\x00\x00"
+
+func servicePorts(ps []cluster.ServicePort) portList {
+	b := make([]byte, 0, 64)
+	for _, p := range ps {
+		b = appendPort(b, int32(p.Port), string(p.Protocol), p.Name)
+	}
+	return newPortList(b)
+}
+
+func endpointPorts(ps []cluster.EndpointPort) portList {
+	b := make([]byte, 0, 64)
+	for _, p := range ps {
+		b = appendPort(b, p.Port, string(p.Protocol), p.Name)
+	}
+	return newPortList(b)
+}
+
+func newPortList(packed []byte) portList {
+	if len(packed) == 0 {
+		return portList{unique.Make(noPorts)}
+	}
+	return portList{unique.Make(string(packed))}
+}
+
+func appendPort(b []byte, number int32, protocol, name string) []byte {
+	if len(protocol) > 255 || len(name) > 255 {
+		return b // longer than the API allows, and than anyone could ask for
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(number))
+	b = append(append(b, byte(len(protocol))), protocol...)
+	return append(append(b, byte(len(name))), name...)
+}
+
+// port is one port of a portList.
+type port struct {
+	number         int32
+	protocol, name string
+}
+
+// all returns the packed list; next takes it apart.
+func (l portList) all() string { return l.h.Value() }
+
+func next(packed string) (p port, rest string) {
+	p.number = int32(uint32(packed[0])<<24 | uint32(packed[1])<<16 | uint32(packed[2])<<8 | uint32(packed[3]))
+	n := 5 + int(packed[4])
+	p.protocol = packed[5:n]
+	p.name = packed[n+1 : n+1+int(packed[n])]
+	return p, packed[n+1+int(packed[n]):]
+}
+
+// hasNumber says whether a port of the list before rest that f matches has the number of p: SRV records differ by
+// target and port alone.
+func (l portList) repeated(p port, rest string, f *filter) bool {
+	all := l.all()
+	for before := all[:len(all)-len(rest)]; len(before) > 0; {
+		var q port
+		q, before = next(before)
+		if len(before) > 0 && q.number == p.number && f.port(q) {
+			return true
+		}
+	}
+	return false
+}
+
+// matching returns how many of the ports f takes.
+func (l portList) matching(f *filter) (n int) {
+	for rest := l.all(); rest != ""; {
+		var p port
+		if p, rest = next(rest); f.port(p) {
+			n++
+		}
+	}
+	return n
+}
+
+// has says whether f takes a port with that number.
+func (l portList) has(number int32, f *filter) bool {
+	for rest := l.all(); rest != ""; {
+		var p port
+		if p, rest = next(rest); p.number == number && f.port(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// equalFold compares ASCII letters without regard to case (RFC 4343).
+func equalFold[A, B []byte | string](a A, b B) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c | 0x20
+	}
+	return c
+}

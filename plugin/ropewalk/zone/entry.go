@@ -1,0 +1,229 @@
+package zone
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
+)
+
+// service is a Service or ServiceImport as such: what stays when its state changes. Its pointer is its identity. All but
+// key and wire belong to the writer.
+type service struct {
+	// key is its key in View.services or View.imports, wire its name up to the zone: "\x03web\x04shop\x03svc".
+	key, wire string
+	ns        *space
+	imported  bool
+	gen       uint32
+	// spec is the object, nil while there is none (slices may come first). slices are those with ready endpoints, in the
+	// order of their last change. served is what the newest View has.
+	spec   *spec
+	slices []*slice
+	served *entry
+	hold   hold
+	alone  owners
+}
+
+// hold keeps served as it is for a moment, though slices has changed: see Options.Settle.
+type hold struct {
+	until time.Time // zero: not held
+	// labels are the endpoint names that would vanish; empty says that the service's last endpoint would.
+	labels  []string
+	changes []cluster.Change
+}
+
+// spec is what records are made of in a Service or ServiceImport.
+type spec struct {
+	kind  entryKind
+	ips   []netip.Addr
+	ports portList
+	alias string // wire format
+}
+
+type entryKind uint8
+
+const (
+	kindNamespace entryKind = iota
+	kindClusterIP
+	kindHeadless
+	kindAlias
+)
+
+// entry is a service as a View serves it, or a namespace. It never changes.
+type entry struct {
+	of     *service
+	kind   entryKind
+	ports  portList
+	alias  string
+	slices []*slice
+	// ready counts the endpoints of all slices, repetitions included, as the weight of SRV records does in CoreDNS.
+	ready int
+	// rrs holds ready-made A and AAAA records of the service's own name: first n[v4] A records, then n[v6] AAAA ones, each
+	// with 0xC00C for an owner, which is where a message has its question. Empty for headless services with more than
+	// maxPacked endpoints, whose records are made from slices.
+	rrs string
+	n   [2]int
+	// primary is the first ClusterIP, for the environment.
+	primary netip.Addr
+}
+
+// maxPacked bounds the work that a changed endpoint makes in its service: beyond it the records no longer fit into a UDP
+// message anyway.
+const maxPacked = 64
+
+var namespaceEntry = &entry{kind: kindNamespace}
+
+// newEntry makes what is served of a service; nil if it is not served at all.
+func newEntry(s *service, opts *Options) *entry {
+	if s.spec == nil {
+		return nil
+	}
+	e := &entry{of: s, kind: s.spec.kind, ports: s.spec.ports, alias: s.spec.alias}
+	if e.kind == kindAlias {
+		return e
+	}
+	for _, sl := range s.slices {
+		e.ready += sl.ready()
+	}
+	if e.kind == kindClusterIP && e.ready == 0 && opts.IgnoreEmpty {
+		return nil
+	}
+	e.slices = slices.Clone(s.slices)
+	if len(s.spec.ips) > 0 {
+		e.primary = s.spec.ips[0]
+	}
+	var rrs []byte
+	for f := range e.n {
+		rrs, e.n[f] = e.pack(rrs, f, s.spec.ips, opts.TTL)
+	}
+	e.rrs = string(rrs)
+	return e
+}
+
+// pack appends the ready-made records of family f.
+func (e *entry) pack(rrs []byte, f int, ips []netip.Addr, ttl uint32) ([]byte, int) {
+	n := 0
+	if e.kind == kindClusterIP {
+		for i, ip := range ips {
+			if (ip.Is4() == (f == v4)) && !slices.Contains(ips[:i], ip) {
+				rrs = appendAddr(rrs, questionPtr, ttl, string(ip.AsSlice()))
+				n++
+			}
+		}
+		return rrs, n
+	}
+	if e.ready > maxPacked {
+		return rrs, 0
+	}
+	e.each(f, &filter{}, 0, func(s *slice, i int) bool {
+		rrs = appendAddr(rrs, questionPtr, ttl, s.fam[f].addr(f, i))
+		n++
+		return true
+	})
+	return rrs, n
+}
+
+func (e *entry) isPacked() bool { return e.kind == kindClusterIP || e.ready <= maxPacked }
+
+// same says whether two entries of one service answer alike.
+func (e *entry) same(o *entry) bool {
+	return e.kind == o.kind && e.ports == o.ports && e.alias == o.alias && e.rrs == o.rrs && e.n == o.n && e.primary == o.primary &&
+		slices.Equal(e.slices, o.slices)
+}
+
+// hasNames says whether names of the service answer, rather than only exist.
+func (e *entry) hasNames() bool { return e.kind != kindHeadless || e.ready > 0 }
+
+// counts returns how many records there are at and below the service's name.
+func (e *entry) counts() (c Counts) {
+	switch e.kind {
+	case kindAlias:
+		c.CNAME = 1
+	case kindClusterIP:
+		c.A, c.AAAA = e.n[v4], e.n[v6]
+		if c.A+c.AAAA > 0 {
+			c.SRV = namedPorts(e.ports)
+		}
+		c.PTR = c.A + c.AAAA
+	}
+	for _, s := range e.slices {
+		a4, a6 := s.fam[v4].len(v4), s.fam[v6].len(v6)
+		c.PTR += a4 + a6
+		c.A, c.AAAA = c.A+a4, c.AAAA+a6
+		if e.kind == kindHeadless {
+			c.A, c.AAAA = c.A+a4, c.AAAA+a6
+			c.SRV += (a4 + a6) * namedPorts(s.ports)
+		}
+	}
+	if e.of.imported {
+		c.PTR = 0
+	}
+	return c
+}
+
+func (c *Counts) add(o Counts, sign int) {
+	c.A += sign * o.A
+	c.AAAA += sign * o.AAAA
+	c.SRV += sign * o.SRV
+	c.CNAME += sign * o.CNAME
+	c.PTR += sign * o.PTR
+}
+
+func namedPorts(l portList) (n int) {
+	for rest := l.all(); rest != ""; {
+		var p port
+		if p, rest = next(rest); p.name != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// newSpec takes from a Service what is served of it; nil if nothing is.
+func newSpec(o *cluster.Service) *spec {
+	if o.Type == cluster.ExternalName {
+		alias, ok := wireName(o.ExternalName)
+		if _, err := netip.ParseAddr(o.ExternalName); err == nil || !ok {
+			return nil
+		}
+		return &spec{kind: kindAlias, alias: alias, ports: servicePorts(nil)}
+	}
+	return addressSpec(o.Headless, o.ClusterIPs, o.Ports)
+}
+
+func newImportSpec(o *cluster.ServiceImport) *spec { return addressSpec(o.Headless, o.IPs, o.Ports) }
+
+func addressSpec(headless bool, ips []netip.Addr, ports []cluster.ServicePort) *spec {
+	s := &spec{kind: kindClusterIP, ports: servicePorts(ports)}
+	if headless {
+		s.kind = kindHeadless
+		return s
+	}
+	for _, ip := range ips {
+		if ip.IsValid() {
+			s.ips = append(s.ips, ip.Unmap())
+		}
+	}
+	return s
+}
+
+func (s *spec) same(o *spec) bool {
+	return s == o || s != nil && o != nil &&
+		s.kind == o.kind && s.ports == o.ports && s.alias == o.alias && slices.Equal(s.ips, o.ips)
+}
+
+// wireName returns the wire format of a name without escapes, such as Kubernetes objects hold, with its root label.
+func wireName(name string) (string, bool) {
+	var b strings.Builder
+	for l := range strings.SplitSeq(strings.TrimSuffix(name, "."), ".") {
+		if l == "" || len(l) > 63 {
+			return "", false
+		}
+		b.WriteByte(byte(len(l)))
+		b.WriteString(l)
+	}
+	b.WriteByte(0)
+	return b.String(), b.Len() <= 255
+}

@@ -1,0 +1,829 @@
+package zone
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/radix"
+)
+
+// writer is the state of Zone.Run: the truth as the source told it, and the trees under construction.
+type writer struct {
+	z    *Zone
+	opts *Options
+
+	services, imports *radix.Txn[entry]
+	addrs             *radix.Txn[owners]
+	pods              *radix.Txn[podList]
+	reverse           *radix.Txn[apex]
+	serial            [2]uint32
+	counts            [2]Counts
+
+	spaces map[string]*space
+	podsBy map[cluster.Key]*podState
+	ranges map[cluster.Kind]map[string]*rangeState // by the object's name
+	apexes map[string]int                          // how many ranges an apex stands for
+	// gens counts the listings of each kind; an object that was not seen in the newest one goes when it ends.
+	gens   [cluster.NumKinds]uint32
+	synced cluster.Kinds
+
+	held []*service
+	// batch is what was taken since the last publish; dirty says that a View would differ, moved which serials go up.
+	batch []cluster.Change
+	dirty bool
+	moved [2]bool
+}
+
+// space is a namespace, known by its object or by what is in it.
+type space struct {
+	name              string
+	exists            bool
+	gen               uint32
+	services, imports map[string]*service
+	slices            map[string]*sliceID
+	importSlices      map[string]*sliceID
+}
+
+type podState struct {
+	gen uint32
+	pod *Pod
+	ips []netip.Addr
+}
+
+type rangeState struct {
+	gen   uint32
+	cidrs []netip.Prefix
+}
+
+// owners are the services that have an address for a ClusterIP, and the slices that have it for an endpoint's.
+type owners struct {
+	services []*service
+	slices   []*sliceID
+}
+
+// apex is the apex of a reverse zone that follows the cluster.
+type apex struct{ labels int }
+
+func newWriter(z *Zone) *writer {
+	return &writer{
+		z:        z,
+		opts:     &z.opts,
+		services: radix.Tree[entry]{}.Txn(),
+		imports:  radix.Tree[entry]{}.Txn(),
+		addrs:    radix.Tree[owners]{}.Txn(),
+		pods:     radix.Tree[podList]{}.Txn(),
+		reverse:  radix.Tree[apex]{}.Txn(),
+		serial:   z.View().serial,
+		spaces:   map[string]*space{},
+		podsBy:   map[cluster.Key]*podState{},
+		ranges: map[cluster.Kind]map[string]*rangeState{
+			cluster.KindNode: {}, cluster.KindServiceCIDR: {},
+		},
+		apexes: map[string]int{},
+	}
+}
+
+// drain takes what waits in queue, so that it becomes visible together.
+func (w *writer) drain(queue <-chan cluster.Change) {
+	for range queueLen {
+		select {
+		case c := <-queue:
+			w.take(c)
+		default:
+			return
+		}
+	}
+}
+
+// take brings one change into the truth and the trees.
+func (w *writer) take(c cluster.Change) {
+	if c.Kind >= cluster.NumKinds {
+		return
+	}
+	switch c.Op {
+	case cluster.Replace:
+		w.gens[c.Kind]++
+		return
+	case cluster.Synced:
+		w.sweep(c.Kind)
+		if !w.synced.Has(c.Kind) {
+			w.synced |= cluster.KindsOf(c.Kind)
+			w.dirty = true
+		}
+		return
+	}
+	if c.Op == cluster.Upsert && c.Object == nil {
+		return
+	}
+	if s := w.change(c); s != nil && !s.hold.until.IsZero() {
+		s.hold.changes = append(s.hold.changes, c)
+		return
+	}
+	w.batch = append(w.batch, c)
+}
+
+// change dispatches an Upsert or Delete. It returns the service that the change is about, if it is about one.
+func (w *writer) change(c cluster.Change) *service {
+	switch c.Kind {
+	case cluster.KindNamespace:
+		w.namespace(c.Key.Name, c.Object != nil)
+	case cluster.KindService:
+		o, _ := c.Object.(*cluster.Service)
+		var sp *spec
+		if o != nil {
+			sp = newSpec(o)
+		}
+		return w.service(c.Key, false, o != nil, sp)
+	case cluster.KindServiceImport:
+		o, _ := c.Object.(*cluster.ServiceImport)
+		var sp *spec
+		if o != nil {
+			sp = newImportSpec(o)
+		}
+		return w.service(c.Key, true, o != nil, sp)
+	case cluster.KindSlice:
+		o, _ := c.Object.(*cluster.Slice)
+		w.slice(c.Key, true, o, true)
+		return w.slice(c.Key, false, o, true)
+	case cluster.KindPod:
+		o, _ := c.Object.(*cluster.Pod)
+		w.pod(c.Key, o)
+	case cluster.KindNode:
+		if o, ok := c.Object.(*cluster.Node); ok {
+			w.setRanges(c.Kind, c.Key.Name, o.PodCIDRs, true)
+		} else {
+			w.setRanges(c.Kind, c.Key.Name, nil, false)
+		}
+	case cluster.KindServiceCIDR:
+		if o, ok := c.Object.(*cluster.ServiceCIDR); ok {
+			w.setRanges(c.Kind, c.Key.Name, o.CIDRs, true)
+		} else {
+			w.setRanges(c.Kind, c.Key.Name, nil, false)
+		}
+	}
+	return nil
+}
+
+// space returns the namespace called name, made if need be. It is nil for what cannot be a label.
+func (w *writer) space(name string) *space {
+	if !isLabel(name) {
+		return nil
+	}
+	sp := w.spaces[name]
+	if sp == nil {
+		sp = &space{
+			name:         strings.Clone(name),
+			services:     map[string]*service{},
+			imports:      map[string]*service{},
+			slices:       map[string]*sliceID{},
+			importSlices: map[string]*sliceID{},
+		}
+		w.spaces[sp.name] = sp
+	}
+	return sp
+}
+
+// tidy forgets a namespace that has nothing in it.
+func (w *writer) tidy(sp *space) {
+	if !sp.exists && len(sp.services)+len(sp.imports)+len(sp.slices)+len(sp.importSlices) == 0 {
+		delete(w.spaces, sp.name)
+	}
+}
+
+func (w *writer) exposed(sp *space) bool {
+	return sp.exists && (len(w.opts.Namespaces) == 0 || slices.Contains(w.opts.Namespaces, sp.name))
+}
+
+func (w *writer) namespace(name string, exists bool) {
+	sp := w.space(name)
+	if sp == nil {
+		return
+	}
+	sp.gen = w.gens[cluster.KindNamespace]
+	if sp.exists == exists {
+		w.tidy(sp)
+		return
+	}
+	sp.exists = exists
+	key := labelKey(name)
+	if w.exposed(sp) {
+		w.services.Set(key, namespaceEntry)
+		w.imports.Set(key, namespaceEntry)
+	} else {
+		w.services.Delete(key)
+		w.imports.Delete(key)
+	}
+	w.mark(false)
+	w.mark(true)
+	for _, s := range sp.services {
+		w.reconcile(s)
+	}
+	for _, s := range sp.imports {
+		w.reconcile(s)
+	}
+	w.tidy(sp)
+}
+
+func labelKey(label string) []byte {
+	return append([]byte{byte(len(label))}, strings.ToLower(label)...)
+}
+
+// serviceNamed returns the service's identity, made if need be.
+func (sp *space) serviceNamed(name string, imported bool) *service {
+	in := sp.services
+	if imported {
+		in = sp.imports
+	}
+	s := in[name]
+	if s == nil && isLabel(name) {
+		ns, svc := labelKey(sp.name), labelKey(name)
+		s = &service{
+			ns:       sp,
+			key:      string(ns) + string(svc),
+			wire:     string(svc) + string(ns) + "\x03svc",
+			imported: imported,
+		}
+		s.alone.services = []*service{s}
+		in[strings.Clone(name)] = s
+	}
+	return s
+}
+
+func (sp *space) forget(s *service) {
+	if s.spec != nil || len(s.slices) > 0 || s.served != nil {
+		return
+	}
+	in := sp.services
+	if s.imported {
+		in = sp.imports
+	}
+	delete(in, s.name())
+}
+
+// name returns the service's name without its namespace.
+func (s *service) name() string { return s.wire[1 : 1+s.wire[0]] }
+
+func (w *writer) service(key cluster.Key, imported, exists bool, sp *spec) *service {
+	ns := w.space(key.Namespace)
+	if ns == nil {
+		return nil
+	}
+	defer w.tidy(ns)
+	s := ns.serviceNamed(key.Name, imported)
+	if s == nil {
+		return nil
+	}
+	kind := cluster.KindService
+	if imported {
+		kind = cluster.KindServiceImport
+	}
+	if exists {
+		s.gen = w.gens[kind]
+	}
+	if !s.spec.same(sp) {
+		s.spec = sp
+		s.hold = hold{changes: s.hold.changes}
+		w.reconcile(s)
+	}
+	ns.forget(s)
+	return nil
+}
+
+// slice takes in a slice in its role for a Service or for a ServiceImport; o is nil if it is gone. mayHold allows for
+// the other half of a move to come.
+func (w *writer) slice(key cluster.Key, imported bool, o *cluster.Slice, mayHold bool) *service {
+	ns := w.space(key.Namespace)
+	if ns == nil {
+		return nil
+	}
+	defer w.tidy(ns)
+	in, owner := ns.slices, ""
+	if imported {
+		in = ns.importSlices
+	}
+	if o != nil {
+		owner = o.Service
+		if imported {
+			owner = o.Import
+		}
+	}
+	id := in[key.Name]
+	if id != nil && (o == nil || id.of.name() != strings.ToLower(owner) || id.cluster != o.Cluster) {
+		s := w.replaceSlice(id, nil, o, mayHold)
+		delete(in, key.Name)
+		if o == nil || owner == "" {
+			return s
+		}
+		id = nil
+	}
+	if o == nil || owner == "" {
+		return nil
+	}
+	if id == nil {
+		s := ns.serviceNamed(owner, imported)
+		if s == nil {
+			return nil
+		}
+		id = &sliceID{of: s, cluster: strings.Clone(o.Cluster), name: strings.Clone(key.Name)}
+		id.alone.slices = []*sliceID{id}
+		in[id.name] = id
+	}
+	id.gen = w.gens[cluster.KindSlice]
+	others := slices.DeleteFunc(slices.Clone(id.of.slices), func(s *slice) bool { return s.id == id })
+	return w.replaceSlice(id, newSlice(id, o, w.opts, others), o, mayHold)
+}
+
+// replaceSlice puts next in the place of id's present state. o is the object behind next, nil if it is gone.
+func (w *writer) replaceSlice(id *sliceID, next *slice, o *cluster.Slice, mayHold bool) *service {
+	s, prev := id.of, id.truth
+	if next != nil && next.ready() == 0 {
+		next = nil
+	}
+	if prev == nil && next == nil || prev != nil && next != nil && next.same(prev) {
+		s.ns.forget(s)
+		return s
+	}
+	id.truth = next
+	if prev != nil {
+		s.slices = slices.DeleteFunc(s.slices, func(x *slice) bool { return x == prev })
+	}
+	if next != nil {
+		s.slices = append(s.slices, next)
+	}
+	if mayHold && w.opts.Settle > 0 && s.hold.until.IsZero() && s.served != nil && prev != nil {
+		w.startHold(s, prev, o)
+	}
+	if s.held() {
+		return s
+	}
+	s.hold.until = time.Time{}
+	w.reconcile(s)
+	s.ns.forget(s)
+	return s
+}
+
+// startHold holds s if the endpoints that o lacks, compared to prev, take a name with them.
+func (w *writer) startHold(s *service, prev *slice, o *cluster.Slice) {
+	labels, vanished := vanished(prev, o)
+	emptied := vanished && s.served.ready > 0 && s.ready() == 0 &&
+		(s.served.kind == kindHeadless || w.opts.IgnoreEmpty)
+	if !emptied && len(labels) == 0 {
+		return
+	}
+	s.hold.until = time.Now().Add(w.opts.Settle)
+	s.hold.labels = labels
+	if s.held() {
+		w.held = append(w.held, s)
+	} else {
+		s.hold.until = time.Time{}
+	}
+}
+
+// held says whether s is still to be held: none of the names that went has come back.
+func (s *service) held() bool {
+	if s.hold.until.IsZero() {
+		return false
+	}
+	if len(s.hold.labels) == 0 {
+		return s.ready() == 0
+	}
+	return slices.ContainsFunc(s.hold.labels, func(l string) bool {
+		return !slices.ContainsFunc(s.slices, func(sl *slice) bool {
+			return len(sl.fam[v4].named([]byte(l))) > 0 || len(sl.fam[v6].named([]byte(l))) > 0
+		})
+	})
+}
+
+func (s *service) ready() (n int) {
+	for _, sl := range s.slices {
+		n += sl.ready()
+	}
+	return n
+}
+
+// vanished returns the names of endpoints that prev has and o does not even mention, and whether there is such an
+// endpoint at all, with a name or not. An endpoint that is still there, but not ready, has not vanished.
+func vanished(prev *slice, o *cluster.Slice) (labels []string, any bool) {
+	for f := range prev.fam {
+		t := &prev.fam[f]
+		for i := range t.len(f) {
+			a, l := toAddr(t.addr(f, i)), t.label(i)
+			if o != nil && slices.ContainsFunc(o.Endpoints, func(e cluster.Endpoint) bool {
+				return e.Addr.Unmap() == a || l != "" && equalFold(e.Hostname, l[1:])
+			}) {
+				continue
+			}
+			any = true
+			if l != "" {
+				labels = append(labels, l)
+			}
+		}
+	}
+	return labels, any
+}
+
+// nextRelease returns when the next held service is due.
+func (w *writer) nextRelease() (at time.Time, ok bool) {
+	for _, s := range w.held {
+		if !ok || s.hold.until.Before(at) {
+			at, ok = s.hold.until, true
+		}
+	}
+	return at, ok
+}
+
+// release lets go of services whose time is up or that need not be held any more.
+func (w *writer) release(now time.Time) {
+	w.held = slices.DeleteFunc(w.held, func(s *service) bool {
+		if s.hold.until.After(now) {
+			return false
+		}
+		w.batch = append(w.batch, s.hold.changes...)
+		s.hold = hold{}
+		w.reconcile(s)
+		s.ns.forget(s)
+		w.tidy(s.ns)
+		return true
+	})
+}
+
+// mark notes that the zones of services (false) or imports (true) have changed.
+func (w *writer) mark(imported bool) {
+	w.dirty = true
+	if imported {
+		w.moved[1] = true
+	} else {
+		w.moved[0] = true
+	}
+}
+
+// reconcile brings the trees in line with what is known of s.
+func (w *writer) reconcile(s *service) {
+	var want *entry
+	if w.exposed(s.ns) {
+		want = newEntry(s, w.opts)
+	}
+	have := s.served
+	if want == have || want != nil && have != nil && want.same(have) {
+		return
+	}
+	tree, counts := w.services, &w.counts[0]
+	if s.imported {
+		tree, counts = w.imports, &w.counts[1]
+	} else {
+		w.moveAddrs(have, want)
+	}
+	if have != nil {
+		counts.add(have.counts(), -1)
+	}
+	if want != nil {
+		counts.add(want.counts(), 1)
+		tree.Set([]byte(s.key), want)
+	} else {
+		tree.Delete([]byte(s.key))
+	}
+	s.served = want
+	w.mark(s.imported)
+}
+
+// moveAddrs takes the addresses of have out of the tree of addresses and puts those of want in, as far as they differ.
+func (w *writer) moveAddrs(have, want *entry) {
+	var havePacked, wantPacked string
+	var haveSlices, wantSlices []*slice
+	if have != nil {
+		havePacked, haveSlices = have.clusterIPs(), have.slices
+	}
+	if want != nil {
+		wantPacked, wantSlices = want.clusterIPs(), want.slices
+	}
+	if havePacked != wantPacked {
+		for f, a := range packedAddrs(havePacked) {
+			w.disown(f, a, have.of, nil)
+		}
+		for f, a := range packedAddrs(wantPacked) {
+			w.own(f, a, want.of, nil)
+		}
+	}
+	gone, come := changedSlices(haveSlices, wantSlices)
+	for _, s := range come {
+		i := slices.IndexFunc(gone, func(g *slice) bool { return g.id == s.id })
+		var old *slice
+		if i >= 0 {
+			old = gone[i]
+			gone = slices.Delete(gone, i, i+1)
+		}
+		w.moveSlice(s.id, old, s)
+	}
+	for _, s := range gone {
+		w.moveSlice(s.id, s, nil)
+	}
+}
+
+// clusterIPs returns the ready-made records of a service's own addresses, none for services that have none.
+func (e *entry) clusterIPs() string {
+	if e.kind == kindClusterIP {
+		return e.rrs
+	}
+	return ""
+}
+
+// changedSlices returns what want lacks of have, and what it has more. want keeps the order of what it shares with have
+// and has the rest behind it.
+func changedSlices(have, want []*slice) (gone, come []*slice) {
+	j := 0
+	for _, s := range have {
+		if j < len(want) && want[j] == s {
+			j++
+		} else {
+			gone = append(gone, s)
+		}
+	}
+	return gone, want[j:]
+}
+
+// moveSlice takes the addresses of old out and puts those of new in; either may be nil.
+func (w *writer) moveSlice(id *sliceID, old, new *slice) {
+	var none slice
+	if old == nil {
+		old = &none
+	}
+	if new == nil {
+		new = &none
+	}
+	for f := range old.fam {
+		a, b := &old.fam[f], &new.fam[f]
+		i, j := 0, 0
+		for i < a.len(f) || j < b.len(f) {
+			c := 0
+			switch {
+			case i == a.len(f):
+				c = 1
+			case j == b.len(f):
+				c = -1
+			default:
+				c = strings.Compare(a.addr(f, i), b.addr(f, j))
+			}
+			if c < 0 {
+				w.disown(f, a.addr(f, i), nil, id)
+			}
+			if c > 0 {
+				w.own(f, b.addr(f, j), nil, id)
+			}
+			if c <= 0 {
+				i++
+			}
+			if c >= 0 {
+				j++
+			}
+		}
+	}
+}
+
+var familyOctet = [2]byte{v4: 4, v6: 6}
+
+// own adds a service or a slice to the owners of an address.
+func (w *writer) own(f int, addr string, s *service, id *sliceID) {
+	key := append(append(make([]byte, 0, 17), familyOctet[f]), addr...)
+	cur := w.addrs.Get(key)
+	switch {
+	case cur == nil && s != nil:
+		w.addrs.Set(key, &s.alone)
+	case cur == nil:
+		w.addrs.Set(key, &id.alone)
+	case s != nil:
+		w.addrs.Set(key, &owners{append(slices.Clip(cur.services), s), cur.slices})
+	default:
+		w.addrs.Set(key, &owners{cur.services, append(slices.Clip(cur.slices), id)})
+	}
+}
+
+// disown is the inverse of own.
+func (w *writer) disown(f int, addr string, s *service, id *sliceID) {
+	key := append(append(make([]byte, 0, 17), familyOctet[f]), addr...)
+	cur := w.addrs.Get(key)
+	if cur == nil {
+		return
+	}
+	o := owners{
+		services: slices.DeleteFunc(slices.Clone(cur.services), func(x *service) bool { return x == s }),
+		slices:   slices.DeleteFunc(slices.Clone(cur.slices), func(x *sliceID) bool { return x == id }),
+	}
+	switch {
+	case len(o.services)+len(o.slices) == 0:
+		w.addrs.Delete(key)
+	case len(o.services) == 1 && len(o.slices) == 0:
+		w.addrs.Set(key, &o.services[0].alone)
+	case len(o.services) == 0 && len(o.slices) == 1:
+		w.addrs.Set(key, &o.slices[0].alone)
+	default:
+		w.addrs.Set(key, &o)
+	}
+}
+
+func (w *writer) pod(key cluster.Key, o *cluster.Pod) {
+	st := w.podsBy[key]
+	if o != nil && len(o.IPs) == 0 {
+		o = nil
+	}
+	if st != nil && o != nil && slices.Equal(st.ips, o.IPs) && sameLabels(st.pod.Labels, o.Labels) {
+		st.gen = w.gens[cluster.KindPod]
+		return
+	}
+	if st != nil {
+		for _, ip := range st.ips {
+			w.unlistPod(ip, st.pod)
+		}
+		delete(w.podsBy, key)
+	}
+	if o != nil {
+		st = &podState{gen: w.gens[cluster.KindPod], ips: o.IPs,
+			pod: &Pod{strings.Clone(o.Namespace), strings.Clone(o.Name), o.Labels}}
+		w.podsBy[cluster.Key{Namespace: st.pod.Namespace, Name: st.pod.Name}] = st
+		for _, ip := range st.ips {
+			w.listPod(ip, st.pod)
+		}
+	}
+	if st != nil {
+		w.dirty = true
+		if w.opts.Pods == PodsVerified {
+			w.mark(false)
+		}
+	}
+}
+
+func sameLabels(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if o, ok := b[k]; !ok || o != v {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *writer) listPod(ip netip.Addr, p *Pod) {
+	key := addrKey(nil, ip.Unmap())
+	var l podList
+	if cur := w.pods.Get(key); cur != nil {
+		l = slices.Clone(*cur)
+	}
+	i, _ := slices.BinarySearchFunc(l, p, comparePods)
+	l = slices.Insert(l, i, p)
+	w.pods.Set(key, &l)
+}
+
+func (w *writer) unlistPod(ip netip.Addr, p *Pod) {
+	key := addrKey(nil, ip.Unmap())
+	cur := w.pods.Get(key)
+	if cur == nil {
+		return
+	}
+	l := slices.DeleteFunc(slices.Clone(*cur), func(x *Pod) bool { return x == p })
+	if len(l) == 0 {
+		w.pods.Delete(key)
+	} else {
+		w.pods.Set(key, &l)
+	}
+}
+
+func comparePods(a, b *Pod) int {
+	return cluster.Key{Namespace: a.Namespace, Name: a.Name}.Compare(cluster.Key{Namespace: b.Namespace, Name: b.Name})
+}
+
+// setRanges makes cidrs the ranges of a Node or ServiceCIDR.
+func (w *writer) setRanges(kind cluster.Kind, name string, cidrs []netip.Prefix, exists bool) {
+	in := w.ranges[kind]
+	st := in[name]
+	if st == nil {
+		if !exists {
+			return
+		}
+		st = &rangeState{}
+		in[strings.Clone(name)] = st
+	}
+	st.gen = w.gens[kind]
+	if !slices.Equal(st.cidrs, cidrs) {
+		for _, c := range cidrs {
+			for _, z := range reverseApexes(c) {
+				w.apexes[z]++
+				w.reverse.Set(radix.NameKey(nil, []byte(z)), &apex{labels: countLabels(z)})
+			}
+		}
+		for _, c := range st.cidrs {
+			for _, z := range reverseApexes(c) {
+				if w.apexes[z]--; w.apexes[z] == 0 {
+					delete(w.apexes, z)
+					w.reverse.Delete(radix.NameKey(nil, []byte(z)))
+				}
+			}
+		}
+		st.cidrs = cidrs
+		w.mark(false)
+	}
+	if !exists {
+		delete(in, name)
+	}
+}
+
+// sweep ends a listing: what it did not name is gone.
+func (w *writer) sweep(kind cluster.Kind) {
+	gen := w.gens[kind]
+	switch kind {
+	case cluster.KindNamespace:
+		for _, sp := range w.spaces {
+			if sp.exists && sp.gen != gen {
+				w.namespace(sp.name, false)
+			}
+		}
+	case cluster.KindService, cluster.KindServiceImport:
+		w.sweepServices(gen, kind == cluster.KindServiceImport)
+	case cluster.KindSlice:
+		w.sweepSlices(gen)
+	case cluster.KindPod:
+		for key, p := range w.podsBy {
+			if p.gen != gen {
+				w.pod(key, nil)
+			}
+		}
+	case cluster.KindNode, cluster.KindServiceCIDR:
+		for name, r := range w.ranges[kind] {
+			if r.gen != gen {
+				w.setRanges(kind, name, nil, false)
+			}
+		}
+	}
+}
+
+func (w *writer) sweepServices(gen uint32, imported bool) {
+	for _, sp := range w.spaces {
+		in := sp.services
+		if imported {
+			in = sp.imports
+		}
+		for name, s := range in {
+			if s.spec != nil && s.gen != gen {
+				w.service(cluster.Key{Namespace: sp.name, Name: name}, imported, false, nil)
+			}
+		}
+	}
+}
+
+func (w *writer) sweepSlices(gen uint32) {
+	for _, sp := range w.spaces {
+		for _, imported := range []bool{false, true} {
+			in := sp.slices
+			if imported {
+				in = sp.importSlices
+			}
+			for name, id := range in {
+				if id.gen != gen {
+					w.slice(cluster.Key{Namespace: sp.name, Name: name}, imported, nil, false)
+				}
+			}
+		}
+	}
+}
+
+// publish makes what was taken since the last time visible to readers.
+func (w *writer) publish() {
+	if w.dirty {
+		for i, moved := range w.moved {
+			if moved {
+				w.serial[i] = nextSerial(w.serial[i])
+			}
+		}
+		synced := w.synced&w.opts.Interest() == w.opts.Interest()
+		w.z.view.Store(&View{
+			opts:     w.opts,
+			services: w.services.Commit(),
+			imports:  w.imports.Commit(),
+			addrs:    w.addrs.Commit(),
+			pods:     w.pods.Commit(),
+			reverse:  w.reverse.Commit(),
+			serial:   w.serial,
+			synced:   synced,
+			counts:   w.counts,
+		})
+		select {
+		case <-w.z.ready:
+		default:
+			if synced {
+				close(w.z.ready)
+			}
+		}
+		w.dirty, w.moved = false, [2]bool{}
+	}
+	if w.opts.Served != nil {
+		now := time.Now()
+		for _, c := range w.batch {
+			w.opts.Served(c, now)
+		}
+	}
+	clear(w.batch)
+	w.batch = w.batch[:0]
+}
