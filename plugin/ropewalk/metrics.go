@@ -1,6 +1,7 @@
 package ropewalk
 
 import (
+	"strings"
 	"time"
 
 	"github.com/coredns/coredns/plugin"
@@ -90,10 +91,14 @@ func (h *Ropewalk) collect(ch chan<- prometheus.Metric, z string, view *zone.Vie
 	gauge := func(typ string, n int) {
 		ch <- prometheus.MustNewConstMetric(recordsDesc, prometheus.GaugeValue, float64(n), z, typ)
 	}
-	multi := h.isMulti(z)
-	c := view.Counts(multi)
+	c := view.Counts(h.isMulti(z))
 	if zone.IsReverse(z) {
-		gauge("PTR", c.PTR)
+		// Of the whole family: a reverse zone that covers a part of it may have fewer.
+		if strings.HasSuffix(z, "ip6.arpa.") {
+			gauge("PTR", c.PTR6)
+		} else {
+			gauge("PTR", c.PTR4)
+		}
 		return
 	}
 	gauge("A", c.A)

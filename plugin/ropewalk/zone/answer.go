@@ -374,6 +374,7 @@ func (a *answer) serviceSRV() {
 	if ips == 0 {
 		return
 	}
+	before := a.counts[sectionAnswer]
 	for rest := e.ports.all(); rest != ""; {
 		var p port
 		p, rest = next(rest)
@@ -384,11 +385,10 @@ func (a *answer) serviceSRV() {
 			return
 		}
 	}
-	if a.counts[sectionAnswer] == 0 {
+	if a.counts[sectionAnswer] == before {
 		return
 	}
-	for fam, addr := range packedAddrs(e.rrs) {
-		_ = fam
+	for _, addr := range packedAddrs(e.rrs) {
 		if !a.address(sectionAdditional, a.servicePtr(), addr) {
 			return
 		}
@@ -405,6 +405,7 @@ func (a *answer) endpointSRV() {
 		}
 	}
 	weight := srvWeight(total)
+	before := a.counts[sectionAnswer]
 	var label [64]byte
 	for k, s := range e.slices {
 		if !f.slice(s) {
@@ -429,7 +430,7 @@ func (a *answer) endpointSRV() {
 			}
 		}
 	}
-	if a.counts[sectionAnswer] > 0 {
+	if a.counts[sectionAnswer] > before {
 		a.endpointGlue()
 	}
 }
@@ -458,7 +459,7 @@ func (a *answer) endpointGlue() {
 				continue
 			}
 			s.endpoints(fam, f, func(i int) bool {
-				if !e.repeatsAddr(fam, f, k, i) {
+				if !e.repeatsGlue(k, fam, i, f) {
 					target := s.fam[fam].appendLabel(label[:0], fam, i)
 					more = a.glue(target, s.id.cluster, s.fam[fam].addr(fam, i))
 				}
@@ -469,6 +470,26 @@ func (a *answer) endpointGlue() {
 			}
 		}
 	}
+}
+
+// repeatsGlue says whether an earlier slice than the k-th has an endpoint of the same name and address, and a port to
+// give it a place in the answer.
+func (e *entry) repeatsGlue(k, fam, i int, f *filter) bool {
+	s := e.slices[k]
+	t := &s.fam[fam]
+	if !t.isShared(i) {
+		return false
+	}
+	for _, o := range e.slices[:k] {
+		if !f.slice(o) || !o.ports.numbered(f) || o.id.cluster != s.id.cluster {
+			continue
+		}
+		ot := &o.fam[fam]
+		if j, ok := ot.find(fam, []byte(t.addr(fam, i))); ok && ot.label(j) == t.label(i) && ot.inZone(j, f) {
+			return true
+		}
+	}
+	return false
 }
 
 // numbered says whether a port that f takes has a number.

@@ -17,6 +17,8 @@ type service struct {
 	ns        *space
 	imported  bool
 	gen       uint32
+	// ids is how many slices name the service as theirs, with ready endpoints or without.
+	ids int
 	// spec is the object, nil while there is none (slices may come first). slices are those with ready endpoints, in the
 	// order of their last change. served is what the newest View has.
 	spec   *spec
@@ -133,9 +135,6 @@ func (e *entry) same(o *entry) bool {
 		slices.Equal(e.slices, o.slices)
 }
 
-// hasNames says whether names of the service answer, rather than only exist.
-func (e *entry) hasNames() bool { return e.kind != kindHeadless || e.ready > 0 }
-
 // counts returns how many records there are at and below the service's name.
 func (e *entry) counts() (c Counts) {
 	switch e.kind {
@@ -146,11 +145,11 @@ func (e *entry) counts() (c Counts) {
 		if c.A+c.AAAA > 0 {
 			c.SRV = namedPorts(e.ports)
 		}
-		c.PTR = c.A + c.AAAA
+		c.PTR4, c.PTR6 = c.A, c.AAAA
 	}
 	for _, s := range e.slices {
 		a4, a6 := s.fam[v4].len(v4), s.fam[v6].len(v6)
-		c.PTR += a4 + a6
+		c.PTR4, c.PTR6 = c.PTR4+a4, c.PTR6+a6
 		c.A, c.AAAA = c.A+a4, c.AAAA+a6
 		if e.kind == kindHeadless {
 			c.A, c.AAAA = c.A+a4, c.AAAA+a6
@@ -158,7 +157,7 @@ func (e *entry) counts() (c Counts) {
 		}
 	}
 	if e.of.imported {
-		c.PTR = 0
+		c.PTR4, c.PTR6 = 0, 0
 	}
 	return c
 }
@@ -168,7 +167,8 @@ func (c *Counts) add(o Counts, sign int) {
 	c.AAAA += sign * o.AAAA
 	c.SRV += sign * o.SRV
 	c.CNAME += sign * o.CNAME
-	c.PTR += sign * o.PTR
+	c.PTR4 += sign * o.PTR4
+	c.PTR6 += sign * o.PTR6
 }
 
 func namedPorts(l portList) (n int) {

@@ -84,6 +84,9 @@ func (v *View) serviceNames(y *yielder, multi bool) {
 		if y.done {
 			return
 		}
+		if e.kind == kindHeadless && e.ready == 0 {
+			continue
+		}
 		switch e.kind {
 		case kindNamespace:
 			if v.opts.Env && !multi {

@@ -252,8 +252,9 @@ func (sp *space) serviceNamed(name string, imported bool) *service {
 	return s
 }
 
+// forget drops a service that nothing is known of any more.
 func (sp *space) forget(s *service) {
-	if s.spec != nil || len(s.slices) > 0 || s.served != nil {
+	if s.spec != nil || s.ids > 0 || s.served != nil {
 		return
 	}
 	in := sp.services
@@ -312,8 +313,9 @@ func (w *writer) slice(key cluster.Key, imported bool, o *cluster.Slice, mayHold
 	}
 	id := in[key.Name]
 	if id != nil && (o == nil || id.of.name() != strings.ToLower(owner) || id.cluster != o.Cluster) {
-		s := w.replaceSlice(id, nil, o, mayHold)
 		delete(in, key.Name)
+		id.of.ids--
+		s := w.replaceSlice(id, nil, o, mayHold)
 		if o == nil || owner == "" {
 			return s
 		}
@@ -330,6 +332,7 @@ func (w *writer) slice(key cluster.Key, imported bool, o *cluster.Slice, mayHold
 		id = &sliceID{of: s, cluster: strings.Clone(o.Cluster), name: strings.Clone(key.Name)}
 		id.alone.slices = []*sliceID{id}
 		in[id.name] = id
+		s.ids++
 	}
 	id.gen = w.gens[cluster.KindSlice]
 	others := slices.DeleteFunc(slices.Clone(id.of.slices), func(s *slice) bool { return s.id == id })

@@ -173,10 +173,11 @@ type View struct {
 // Synced says whether everything had been delivered at least once.
 func (v *View) Synced() bool { return v.synced }
 
-// Counts is how many records of each type there are, without the pod names and those that are made up from the question.
-type Counts struct{ A, AAAA, SRV, CNAME, PTR int }
+// Counts is how many records of each type there are, without the pod names and those that are made up from the
+// question. PTR records are counted by the family of their address.
+type Counts struct{ A, AAAA, SRV, CNAME, PTR4, PTR6 int }
 
-// Counts returns the number of records of the cluster's zones (false) or of the clusterset's (true, PTR being 0).
+// Counts returns the number of records of the cluster's zones (false) or of the clusterset's (true, without PTR).
 func (v *View) Counts(multi bool) Counts {
 	if multi {
 		return v.counts[1]

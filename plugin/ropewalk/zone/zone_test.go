@@ -476,3 +476,6 @@ func TestRecords(t *testing.T) {
 		}
 	}
 }
+
+// testTime is when things happen where it does not matter.
+var testTime = time.Unix(1_800_000_000, 0)

@@ -1,0 +1,44 @@
+# Ropewalk. The first target prints what there is.
+
+GO       ?= go
+FUZZTIME ?= 30s
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+export CGO_ENABLED = 0
+
+.PHONY: help
+help: ## print this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## build bin/coredns
+	$(GO) build -trimpath -ldflags '-s -w -X github.com/coredns/coredns/coremain.GitCommit=$(VERSION)' -o bin/coredns ./cmd/coredns
+
+.PHONY: run
+run: build ## serve the example cluster on 127.0.0.1:1053
+	bin/coredns -conf corefile/Corefile.standalone
+
+.PHONY: test
+test: tools build ## run all tests
+	$(GO) test ./...
+
+.PHONY: race
+race: ## run all tests with the race detector
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+.PHONY: bench
+bench: ## run the benchmarks of the hot path
+	$(GO) test -run '^$$' -bench . -benchmem ./plugin/ropewalk/radix ./plugin/ropewalk/zone
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (30s)
+	@test/fuzz.sh $(FUZZTIME)
+
+.PHONY: lint
+lint: ## gofmt, go vet and staticcheck
+	@test -z "$$(gofmt -l . | tee /dev/stderr)"
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+.PHONY: tools
+tools: ## install what the tests use and Go does not bring: dig and dnsperf (Debian)
+	@test/tools.sh dig:bind9-dnsutils dnsperf:dnsperf
