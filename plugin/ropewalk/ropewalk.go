@@ -81,7 +81,7 @@ func (h *Ropewalk) answer(ctx context.Context, state request.Request) (*dns.Msg,
 		return nil, dns.RcodeFormatError
 	}
 	view := h.zone.View()
-	msg, res := view.Answer(msg, &zone.Query{
+	msg, res := view.Answer(msg, zone.Query{
 		Type:    q.Qtype,
 		Origins: h.origins,
 		Limit:   limit(state),

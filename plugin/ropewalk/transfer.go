@@ -71,7 +71,7 @@ func (h *Ropewalk) transferAnswer(view *zone.View, wire []byte, typ uint16) *dns
 	msg[5] = 1
 	msg = binary.BigEndian.AppendUint16(msg, typ)
 	msg = binary.BigEndian.AppendUint16(msg, dns.ClassINET)
-	msg, res := view.Answer(msg, &zone.Query{Type: typ, Origins: h.origins, Limit: transferLimit, Local: h.local})
+	msg, res := view.Answer(msg, zone.Query{Type: typ, Origins: h.origins, Limit: transferLimit, Local: h.local})
 	if res.Status != zone.Answered && res.Status != zone.Chase {
 		return nil
 	}

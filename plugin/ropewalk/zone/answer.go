@@ -82,7 +82,7 @@ type Result struct {
 // answer is an answer in the making.
 type answer struct {
 	v   *View
-	q   *Query
+	q   Query
 	msg []byte
 	// owner is the name that records are for: where it starts in msg, its labels, and how many are in front of the zone.
 	ownerAt int
@@ -107,7 +107,7 @@ const (
 // Answer appends the answer to msg, which must hold a header and one question of class IN whose name is not compressed,
 // and completes the header: QR, AA, TC, the code and the counts; it leaves ID, opcode and the other flags alone. It
 // does not allocate while msg has room for Limit octets, but for names of servers, environments and large reverse lists.
-func (v *View) Answer(msg []byte, q *Query) ([]byte, Result) {
+func (v *View) Answer(msg []byte, q Query) ([]byte, Result) {
 	a := answer{v: v, q: q, msg: msg, ownerAt: headerLen}
 	if len(msg) < headerLen+5 || !a.name.parse(msg[headerLen:]) {
 		return msg, Result{Status: Malformed}
@@ -541,7 +541,7 @@ func (t *table) names(label string, f *filter, before int) bool {
 }
 
 func (t *table) inZone(i int, f *filter) bool {
-	return !f.zonal || t.zones[i] == string(f.zone[:f.zoneLen])
+	return !f.zonal || f.isZone(t.zones[i])
 }
 
 // srvWeight is CoreDNS's: a hundred shared among n, at least 1.

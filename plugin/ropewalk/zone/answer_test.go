@@ -66,7 +66,7 @@ func TestRotation(t *testing.T) {
 		z := start(t, Options{}, many(n)...)
 		first := map[string]bool{}
 		for i := range uint32(n) {
-			q := &Query{Type: dns.TypeA, Origins: z.origins, Limit: 1<<16 - 1, Rotate: i}
+			q := Query{Type: dns.TypeA, Origins: z.origins, Limit: 1<<16 - 1, Rotate: i}
 			msg, _ := z.View().Answer(question(t, "big.a.svc.cluster.local", dns.TypeA), q)
 			m := new(dns.Msg)
 			if err := m.Unpack(msg); err != nil || len(m.Answer) != n {
@@ -196,7 +196,7 @@ func TestAnswerDoesNotAllocate(t *testing.T) {
 		{"example.com", dns.TypeA},
 	} {
 		q := question(t, c.name, c.typ)
-		query := &Query{Type: c.typ, Origins: z.origins, Limit: 1232}
+		query := Query{Type: c.typ, Origins: z.origins, Limit: 1232}
 		if n := testing.AllocsPerRun(100, func() { v.Answer(append(buf, q...), query) }); n != 0 {
 			t.Errorf("%s %s: %v allocations", c.name, dns.TypeToString[c.typ], n)
 		}
@@ -231,7 +231,7 @@ func FuzzAnswer(f *testing.F) {
 		msg = binary.BigEndian.AppendUint16(msg, typ)
 		msg = binary.BigEndian.AppendUint16(msg, classIN)
 		local := addrs("10.1.0.1", "10.1.1.1", "10.0.0.1")
-		out, res := z.View().Answer(msg, &Query{Type: typ, Origins: origins, Limit: int(limit), Rotate: rotate, Local: local})
+		out, res := z.View().Answer(msg, Query{Type: typ, Origins: origins, Limit: int(limit), Rotate: rotate, Local: local})
 		if res.Status == Malformed || res.Status == Outside {
 			return
 		}
@@ -284,7 +284,7 @@ func BenchmarkAnswer(b *testing.B) {
 			buf := make([]byte, 0, 1<<16)
 			for i := 0; b.Loop(); i++ {
 				q := Query{Type: dns.TypeA, Origins: o, Limit: 1232}
-				if _, res := z.View().Answer(append(buf, questions[i%n]...), &q); res.Rcode != 0 {
+				if _, res := z.View().Answer(append(buf, questions[i%n]...), q); res.Rcode != 0 {
 					b.Fatal(res)
 				}
 			}

@@ -42,15 +42,34 @@ type filter struct {
 	// cluster is the source cluster, where the name gives one (hasCluster).
 	cluster    []byte
 	hasCluster bool
-	// zone is the topology zone in lower case, given if zonal; prefer takes all endpoints if it has none.
-	zone          [255]byte
-	zoneLen       int
+	// zone is the topology zone, given if zonal: labels in wire format where its own name has dots. prefer takes all
+	// endpoints if it has none.
+	zone          []byte
 	zonal, prefer bool
 }
 
 func (f *filter) port(p port) bool {
 	return (len(f.portName) == 0 || equalFold(f.portName, p.name)) &&
 		(len(f.protocol) == 0 || equalFold(f.protocol, p.protocol))
+}
+
+// isZone says whether name, in lower case, is the topology zone that f gives.
+func (f *filter) isZone(name string) bool {
+	rest := f.zone
+	for first := true; len(rest) > 0; first = false {
+		if !first {
+			if name == "" || name[0] != '.' {
+				return false
+			}
+			name = name[1:]
+		}
+		label := rest[1 : 1+int(rest[0])]
+		if len(name) < len(label) || !equalFold(label, name[:len(label)]) {
+			return false
+		}
+		name, rest = name[len(label):], rest[1+len(label):]
+	}
+	return name == ""
 }
 
 func (f *filter) setEndpoint(label []byte) {
@@ -194,16 +213,7 @@ func (v *View) pickZone(d *name, more int, r *found) {
 		return
 	}
 	r.f.zonal = true
-	z := r.f.zone[:0]
-	for i := range more - 2 {
-		if i > 0 {
-			z = append(z, '.')
-		}
-		for _, c := range d.label(i) {
-			z = append(z, lower(c))
-		}
-	}
-	r.f.zoneLen = len(z)
+	r.f.zone = d.wire[:d.at[more-2]]
 	r.kind = foundService
 }
 

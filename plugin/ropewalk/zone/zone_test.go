@@ -114,7 +114,7 @@ func (z *testZone) query(name string, typ uint16, limit int) *dns.Msg {
 
 func query(t testing.TB, v *View, o *Origins, local []netip.Addr, name string, typ uint16, limit int) *dns.Msg {
 	t.Helper()
-	msg, res := v.Answer(question(t, name, typ), &Query{Type: typ, Origins: o, Limit: limit, Local: local})
+	msg, res := v.Answer(question(t, name, typ), Query{Type: typ, Origins: o, Limit: limit, Local: local})
 	if res.Status == Outside {
 		return nil
 	}
