@@ -1,0 +1,169 @@
+package apiserver
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer/streaming"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+)
+
+var (
+	// errSilent ends a request of which nothing is heard for too long.
+	errSilent = errors.New("the server keeps silent")
+	// errGarbled marks bytes that are no events, in an unbroken stream.
+	errGarbled = errors.New("not a watch event")
+)
+
+// event is one step of a watch.
+type event struct {
+	kind watch.EventType
+	// object is nil if it did not decode; bad then says why.
+	object runtime.Object
+	bad    *undecoded
+	// version is the object's resource version, empty if unknown.
+	version string
+	// end marks the bookmark that closes a streamed listing.
+	end bool
+}
+
+// stream is an open watch. It is used by one goroutine.
+type stream struct {
+	codec  *codec
+	gvk    schema.GroupVersionKind
+	cancel context.CancelFunc
+	silent func() bool
+	body   *trackedBody
+	events streaming.Decoder
+	timer  *time.Timer
+}
+
+// openStream sends a watch request. An answer that does not start within patience is given up with errSilent.
+func openStream(ctx context.Context, c *codec, gvk schema.GroupVersionKind, r *rest.Request, patience time.Duration) (*stream, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	s := &stream{
+		codec: c, gvk: gvk,
+		cancel: func() { cancel(nil) },
+		silent: func() bool { return errors.Is(context.Cause(ctx), errSilent) },
+		timer:  time.AfterFunc(patience, func() { cancel(errSilent) }),
+	}
+	body, err := r.Stream(ctx)
+	s.timer.Stop()
+	if err != nil {
+		defer s.cancel()
+		if s.silent() {
+			return nil, fmt.Errorf("%w: no answer within %v", errSilent, patience)
+		}
+		return nil, err
+	}
+	s.body = &trackedBody{Reader: bufio.NewReaderSize(body, 32<<10), Closer: body}
+	return s, nil
+}
+
+// trackedBody remembers the error that ended it, which tells a broken connection from broken contents.
+type trackedBody struct {
+	*bufio.Reader
+	io.Closer
+	err error
+}
+
+func (b *trackedBody) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if err != nil {
+		b.err = err
+	}
+	return n, err
+}
+
+func (s *stream) close() {
+	s.timer.Stop()
+	s.cancel()
+	s.body.Close()
+}
+
+// next returns the next event, or after patience errSilent. io.EOF is the regular end. An ERROR event is returned as
+// the error it carries.
+func (s *stream) next(patience time.Duration) (event, error) {
+	s.timer.Reset(patience)
+	defer s.timer.Stop()
+	raw, err := s.read()
+	switch {
+	case err == nil:
+		return s.event(raw)
+	case s.silent():
+		return event{}, fmt.Errorf("%w: no event within %v", errSilent, patience)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), s.body.err != nil && errors.Is(err, s.body.err):
+		return event{}, err
+	}
+	return event{}, fmt.Errorf("%w: %w", errGarbled, err)
+}
+
+// read returns the next event in its envelope.
+func (s *stream) read() (*metav1.WatchEvent, error) {
+	if s.events == nil {
+		// Framing is by length for protobuf, whose first byte would be that of a length over 500 MB if it were JSON's
+		// brace or a blank.
+		first, err := s.body.Peek(1)
+		if err != nil {
+			s.body.err = err
+			return nil, err
+		}
+		info := s.codec.json.StreamSerializer
+		if first[0] < '\t' {
+			info = s.codec.protobuf.StreamSerializer
+		}
+		s.events = streaming.NewDecoder(info.NewFrameReader(s.body), info.Serializer)
+	}
+	raw := &metav1.WatchEvent{}
+	_, _, err := s.events.Decode(nil, raw)
+	return raw, err
+}
+
+func (s *stream) event(raw *metav1.WatchEvent) (event, error) {
+	e := event{kind: watch.EventType(raw.Type)}
+	switch e.kind {
+	case watch.Added, watch.Modified, watch.Deleted, watch.Bookmark:
+	case watch.Error:
+		return e, s.failure(raw.Object.Raw)
+	default:
+		return e, fmt.Errorf("%w: its type is %.80q", errGarbled, raw.Type)
+	}
+	obj, err := s.codec.object(raw.Object.Raw, s.gvk)
+	if err != nil {
+		e.bad = newUndecoded(raw.Object.Raw, err)
+		e.version = e.bad.version
+		return e, nil
+	}
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		e.bad = &undecoded{err: err}
+		return e, nil
+	}
+	e.object, e.version = obj, m.GetResourceVersion()
+	e.end = e.kind == watch.Bookmark && m.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true"
+	return e, nil
+}
+
+func (s *stream) failure(raw []byte) error {
+	obj, err := s.codec.object(raw, schema.GroupVersionKind{Version: "v1", Kind: "Status"})
+	if err != nil {
+		return fmt.Errorf("%w: an error event: %w", errGarbled, err)
+	}
+	return &streamError{apierrors.FromObject(obj)}
+}
+
+// streamError is an error that the server reported on an established watch.
+type streamError struct{ err error }
+
+func (e *streamError) Error() string { return "the watch ended: " + e.err.Error() }
+func (e *streamError) Unwrap() error { return e.err }
