@@ -40,5 +40,5 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 .PHONY: tools
-tools: ## install what the tests use and Go does not bring: dig and dnsperf (Debian)
-	@test/tools.sh dig:bind9-dnsutils dnsperf:dnsperf
+tools: ## install what the tests use and Go does not bring: dig, dnsperf and ip (Debian)
+	@test/tools.sh dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2
