@@ -20,6 +20,7 @@ run: build ## serve the example cluster on 127.0.0.1:1053
 .PHONY: test
 test: tools build ## run all tests
 	$(GO) test ./...
+	cd test/e2e && $(GO) test -ldflags='-s -w' ./...
 
 .PHONY: race
 race: ## run all tests with the race detector

@@ -1,0 +1,17 @@
+package standin_test
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+	"k8s.io/client-go/rest"
+
+	"github.com/ropewalk-net/ropewalk/test/standin"
+	"github.com/ropewalk-net/ropewalk/test/standin/contract"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestContract(t *testing.T) {
+	contract.Run(t, &rest.Config{Host: standin.New(t).URL()})
+}
