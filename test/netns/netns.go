@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -23,7 +24,13 @@ func Enter(t *testing.T, addrs ...string) bool {
 		return true
 	}
 	Need(t, os.Geteuid() == 0, "network namespaces need root")
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v="+fmt.Sprint(testing.Verbose()), "-test.count=1")
+	args := []string{"-test.run=^" + t.Name() + "$", "-test.v=" + fmt.Sprint(testing.Verbose()), "-test.count=1"}
+	for _, a := range os.Args[1:] {
+		if !strings.HasPrefix(a, "-test.") { // the test's own flags
+			args = append(args, a)
+		}
+	}
+	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), inside+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
