@@ -66,16 +66,24 @@ func (h *Ropewalk) searchPath(ctx context.Context, state request.Request) *dns.M
 	return nil
 }
 
-// resolve answers a query for another name, here or further down the chain; nil if there is no answer.
+// resolve answers a query for another name: as here and, for what is not ours, as this server does, with all plugins
+// that stand in front of this one, or in another server block. It returns nil if there is no answer.
 func (h *Ropewalk) resolve(ctx context.Context, state request.Request, name string) *dns.Msg {
+	if plugin.Zones(h.zones).Matches(strings.ToLower(name)) == "" {
+		m, err := h.upstream.Lookup(ctx, state, name, state.QType())
+		if err != nil {
+			return nil
+		}
+		return m
+	}
 	asked := state.NewWithQuestion(name, state.QType())
 	m, code := h.answer(ctx, asked)
-	if code != passOn || h.Next == nil {
+	if code != passOn {
 		return m
 	}
 	nw := nonwriter.New(state.W)
-	if code, err := h.Next.ServeDNS(ctx, nw, asked.Req); err != nil || !plugin.ClientWrite(code) {
-		return nil
+	if code, err := plugin.NextOrFailure(h.Name(), h.Next, ctx, nw, asked.Req); err != nil || !plugin.ClientWrite(code) {
+		return new(dns.Msg).SetRcode(asked.Req, dns.RcodeServerFailure)
 	}
 	return nw.Msg
 }
@@ -83,7 +91,8 @@ func (h *Ropewalk) resolve(ctx context.Context, state request.Request, name stri
 // rename makes m, an answer for another name, the reply to state: with a CNAME record from the one to the other.
 func rename(m *dns.Msg, state request.Request) *dns.Msg {
 	reply := new(dns.Msg).SetReply(state.Req)
-	reply.Authoritative, reply.Truncated, reply.Rcode = m.Authoritative, m.Truncated, m.Rcode
+	reply.Authoritative, reply.RecursionAvailable = m.Authoritative, m.RecursionAvailable
+	reply.Truncated, reply.Rcode = m.Truncated, m.Rcode
 	reply.Answer, reply.Ns = m.Answer, m.Ns
 	if len(m.Answer) == 0 {
 		return reply

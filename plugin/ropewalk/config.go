@@ -42,8 +42,8 @@ type config struct {
 	api       apiserver.Config
 	// apiOption is the first option that only makes sense with an API server.
 	apiOption string
-	// sourceAt is file and line of the option that names the source, for errors.
-	sourceAt string
+	// stanzaAt is file and line of the stanza, sourceAt of the option that names the source, for errors.
+	stanzaAt, sourceAt string
 
 	// metadata says that the metadata plugin is there to ask for pods' labels; followReverse that no reverse zone is
 	// listed. Both are found out after parsing.
@@ -63,15 +63,15 @@ func parse(c *caddy.Controller) (*config, error) {
 		if cfg != nil {
 			return nil, c.Err("ropewalk may stand in a server block once: list all zones in one stanza")
 		}
-		cfg = &config{ttl: defaultTTL, startupTimeout: defaultStartupTimeout, sourceAt: at(c)}
+		cfg = &config{ttl: defaultTTL, startupTimeout: defaultStartupTimeout, stanzaAt: at(c), sourceAt: at(c)}
 		cfg.zones = plugin.OriginsFromArgsOrServerBlock(c.RemainingArgs(), c.ServerBlockKeys)
+		if len(cfg.zones) == 0 {
+			return nil, c.Err("no zones: name the cluster's domain, as in: ropewalk cluster.local")
+		}
 		for c.NextBlock() {
 			if err := cfg.option(c); err != nil {
 				return nil, err
 			}
-		}
-		if err := cfg.check(c); err != nil {
-			return nil, err
 		}
 		if dir := cfg.manifests; dir != "" && !filepath.IsAbs(dir) {
 			if root := dnsserver.GetConfig(c).Root; root != "" {
@@ -104,7 +104,7 @@ func (cfg *config) option(c *caddy.Controller) error {
 	if name == "manifests" || name == "kubeconfig" || name == "endpoint" && cfg.api.Kubeconfig == "" {
 		cfg.sourceAt = at(c)
 	}
-	return nil
+	return cfg.check(c)
 }
 
 // option is how an option is read: between min and max arguments. Those with api set are for API servers.
@@ -237,7 +237,7 @@ var options = map[string]option{
 	}},
 	"startup_timeout": {1, many, "startup_timeout 10s", false, func(cfg *config, args []string) error {
 		d, err := time.ParseDuration(args[0])
-		if err != nil || d <= 0 {
+		if err != nil || d < 0 {
 			return fmt.Errorf("%q is not a duration, such as 10s", args[0])
 		}
 		cfg.startupTimeout = d
@@ -281,11 +281,9 @@ func parseSelector(args []string, to *string) error {
 	return nil
 }
 
-// check refuses options that contradict each other.
+// check refuses options that contradict each other. It is called after each, so that the error names the line of the
+// one that contradicts.
 func (cfg *config) check(c *caddy.Controller) error {
-	if len(cfg.zones) == 0 {
-		return c.Err("no zones: name the cluster's domain, as in: ropewalk cluster.local")
-	}
 	if len(cfg.namespaces) > 0 && cfg.nsLabels != "" {
 		return c.Err("namespaces and namespace_labels cannot both be set: choose namespaces by name or by label")
 	}
@@ -357,7 +355,7 @@ func (cfg *config) feedKey() string {
 	o := cfg.zoneOptions()
 	o.Served, o.Log = nil, nil
 	api := cfg.api
-	return fmt.Sprintf("%+v|%+v|%q|%+v", o, cfg.interest(), cfg.manifests, []any{
+	return fmt.Sprintf("%#v|%#v|%q|%#v", o, cfg.interest(), cfg.manifests, []any{
 		api.Kubeconfig, api.Context, api.Endpoint, api.CertFile, api.KeyFile, api.CAFile, api.QPS, api.Burst, api.MaxInflight})
 }
 

@@ -58,6 +58,9 @@ func (h *Ropewalk) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 	m, code := h.answer(ctx, state)
 	switch {
 	case code == passOn:
+		if c, ok := ctx.Value(chasing{}).(*chase); ok && h.Next == nil {
+			c.unserved = true
+		}
 		return plugin.NextOrFailure(h.Name(), h.Next, ctx, w, r)
 	case m == nil:
 		return code, nil
@@ -104,7 +107,7 @@ func (h *Ropewalk) answer(ctx context.Context, state request.Request) (*dns.Msg,
 	}
 	m.Question = state.Req.Question[:1]
 	if res.Status == zone.Chase {
-		h.chase(ctx, state, m, res.Target)
+		h.follow(ctx, state, m, res.Target)
 	}
 	return m, dns.RcodeSuccess
 }
@@ -149,22 +152,33 @@ func limit(state request.Request) int {
 // maxDepth bounds how often a chase may lead from one zone of this server into another one.
 const maxDepth = 16
 
-type depthKey struct{}
+// chase is on its way in a context, under the key chasing{}.
+type chase struct {
+	depth int
+	// unserved says that the query for the target came back to a server block with nothing behind ropewalk. CoreDNS
+	// calls that a failure, though nothing has failed.
+	unserved bool
+}
 
-// chase adds to m what the target of its last CNAME record resolves to. The code becomes the target's (RFC 6604), but
+type chasing struct{}
+
+// follow adds to m what the target of its last CNAME record resolves to. The code becomes the target's (RFC 6604), but
 // where nobody here resolves it, and a client that can is left to do so.
-func (h *Ropewalk) chase(ctx context.Context, state request.Request, m *dns.Msg, target []byte) {
+func (h *Ropewalk) follow(ctx context.Context, state request.Request, m *dns.Msg, target []byte) {
 	name, _, err := dns.UnpackDomainName(target, 0)
 	if err != nil {
 		return
 	}
-	depth, _ := ctx.Value(depthKey{}).(int)
-	if depth == maxDepth {
+	c := &chase{}
+	if outer, ok := ctx.Value(chasing{}).(*chase); ok {
+		c.depth = outer.depth + 1
+	}
+	if c.depth == maxDepth {
 		m.Answer, m.Rcode = nil, dns.RcodeServerFailure
 		return
 	}
-	next, err := h.upstream.Lookup(context.WithValue(ctx, depthKey{}, depth+1), state, name, state.QType())
-	if err != nil || next == nil {
+	next, err := h.upstream.Lookup(context.WithValue(ctx, chasing{}, c), state, name, state.QType())
+	if err != nil || next == nil || c.unserved {
 		return
 	}
 	m.Answer = append(m.Answer, next.Answer...)

@@ -1,6 +1,7 @@
 package ropewalk
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -55,7 +56,7 @@ func setup(c *caddy.Controller) error {
 func newHandler(cfg *config) (*Ropewalk, error) {
 	origins, err := zone.NewOrigins(cfg.zones, cfg.multicluster)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", cfg.stanzaAt, err)
 	}
 	cfg.followReverse = !origins.HasReverse()
 	if _, err := cfg.newSource(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"net/netip"
+	"slices"
 )
 
 // Types and codes of the DNS that answers are made of (RFC 1035, 2782, 3596).
@@ -116,17 +117,20 @@ func (v *View) Answer(msg []byte, q Query) ([]byte, Result) {
 		return msg, Result{Status: Outside}
 	}
 	res := Result{ZoneLabels: a.zoneLabels}
+	var aliased [maxAliases]*entry
 	for hops := 0; ; hops++ {
 		v.find(&a.name, a.rel, a.multi, &a.found)
 		if a.found.kind != foundAlias {
 			break
 		}
-		if hops == maxAliases {
+		// A loop is told apart from a chain that does not fit, which would make the client come back over TCP for it.
+		if hops == maxAliases || slices.Contains(aliased[:hops], a.found.e) {
 			a.msg, a.counts = a.msg[:len(msg)], [3]uint16{}
 			a.rcode = RcodeServerFailure
 			res.Rcode = a.rcode
 			return a.finish(), res
 		}
+		aliased[hops] = a.found.e
 		res.Aliased = true
 		if !a.alias() || q.Type == typeCNAME {
 			return a.finish(), res

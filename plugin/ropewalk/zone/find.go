@@ -171,8 +171,8 @@ func appendLower(dst, label []byte) []byte {
 func (v *View) pick(d *name, more int, multi bool, r *found) {
 	e := r.e
 	if e.kind == kindAlias {
-		if more == 0 {
-			r.kind = foundAlias
+		if more == 0 || more == 2 && string(d.label(0)) == "_" && string(d.label(1)) == "_" {
+			r.kind = foundAlias // an alias has no ports; asking for any of them finds it, as in CoreDNS
 		}
 		return
 	}

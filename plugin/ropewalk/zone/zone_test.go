@@ -396,6 +396,8 @@ func TestRecords(t *testing.T) {
 		{"loop.shop.svc.cluster.local", "A", "SERVFAIL"},
 		{"ip.shop.svc.cluster.local", "A CNAME TXT", nxdomain},
 		{"x.ext.shop.svc.cluster.local", "A", nxdomain},
+		{"_._.ext.shop.svc.cluster.local", "A", "NOERROR\n_._.ext.shop.svc.cluster.local. 5 CNAME www.example.com."},
+		{"_http._tcp.ext.shop.svc.cluster.local", "A", nxdomain},
 
 		// Reverse names.
 		{"10.0.96.10.in-addr.arpa", "PTR", "NOERROR\n10.0.96.10.in-addr.arpa. 5 PTR web.shop.svc.cluster.local."},
