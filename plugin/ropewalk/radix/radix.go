@@ -4,6 +4,10 @@
 // Tree needs no lock and sees one state for as long as it likes; publishing a new Tree is one atomic store, which is
 // the caller's business, as is having one writer at a time.
 //
+// The tree branches only as long as there are many keys: up to pageSize keys that share a prefix lie together in a
+// page, sorted. A node for each key would be simpler, and several times larger and slower: what a lookup costs is the
+// cache lines that it touches, and most of them would be those of the last few levels.
+//
 // Names of the DNS become keys root label first, each label behind its length octet (NameKey): so a prefix of a key
 // that ends where a label ends is an ancestor's key, "everything below a name" is "everything that starts with its
 // key", and a label may hold any octet. The tree itself knows nothing of names and takes any bytes.
@@ -14,29 +18,33 @@ import (
 	"iter"
 )
 
+// MaxKey is how long a key may be, in octets. Keys of names have 254 at most.
+const MaxKey = 1024
+
 // Tree is an immutable map from byte strings to non-nil values. The zero Tree is empty and ready to use.
 type Tree[V any] struct {
-	root *node[V]
+	root slot[V]
 	size int
 	gen  uint64
 }
 
-// node is one edge and what hangs below it. The octet that leads to it stands in its parent's kids, prefix is what
-// follows that octet.
-type node[V any] struct {
-	prefix string
-	val    *V
-	kids   *kids[V]
+// slot is what an octet leads to: a node, a page, or nothing.
+type slot[V any] struct {
+	node *node[V]
+	page *page[V]
 }
 
-// kids are the children of a node: nodes[i] is reached by the octet keys[i], and keys rise.
+// node is a place where the tree branches. The octet that leads to it stands in its parent, prefix is what follows that
+// octet. Child slots[i] is reached by the octet keys[i], and keys rise.
 //
-// gen is the transaction that made it. A transaction that finds its own gen may write to the kids and to the node that
-// holds them, since no committed tree can reach either.
-type kids[V any] struct {
-	gen   uint64
-	keys  []byte
-	nodes []*node[V]
+// gen is the transaction that made the node. A transaction that finds its own gen may write to the node, since no
+// committed tree can reach it.
+type node[V any] struct {
+	prefix string
+	keys   []byte
+	slots  []slot[V]
+	val    *V
+	gen    uint64
 }
 
 // Match is what Walk found.
@@ -55,9 +63,10 @@ func (t Tree[V]) Len() int { return t.size }
 // Walk goes down the tree along key. It does not allocate.
 func (t Tree[V]) Walk(key []byte) (m Match[V]) {
 	off := 0
-	for n := t.root; n != nil; {
-		rest := key[off:]
-		p := n.prefix
+	s := t.root
+	for s.node != nil {
+		n := s.node
+		rest, p := key[off:], n.prefix
 		if len(rest) < len(p) {
 			m.Below = p[:len(rest)] == string(rest)
 			return m
@@ -70,29 +79,45 @@ func (t Tree[V]) Walk(key []byte) (m Match[V]) {
 			m.Value, m.Len = n.val, off
 		}
 		if off == len(key) {
-			m.Below = n.kids != nil
+			m.Below = true // a node has children
 			return m
 		}
-		n = n.child(key[off])
+		i := bytes.IndexByte(n.keys, key[off])
+		if i < 0 {
+			return m
+		}
+		s = n.slots[i]
 		off++
+	}
+	if s.page != nil {
+		s.page.walk(key, off, &m)
 	}
 	return m
 }
 
 // Get returns the value of key, nil if the tree does not hold it. It does not allocate.
 func (t Tree[V]) Get(key []byte) *V {
-	if m := t.Walk(key); m.Len == len(key) {
-		return m.Value
+	rest := key
+	s := t.root
+	for s.node != nil {
+		n := s.node
+		if len(rest) < len(n.prefix) || string(rest[:len(n.prefix)]) != n.prefix {
+			return nil
+		}
+		rest = rest[len(n.prefix):]
+		if len(rest) == 0 {
+			return n.val
+		}
+		i := bytes.IndexByte(n.keys, rest[0])
+		if i < 0 {
+			return nil
+		}
+		s, rest = n.slots[i], rest[1:]
 	}
-	return nil
-}
-
-func (n *node[V]) child(octet byte) *node[V] {
-	if n.kids == nil {
-		return nil
-	}
-	if i := bytes.IndexByte(n.kids.keys, octet); i >= 0 {
-		return n.kids.nodes[i]
+	if s.page != nil {
+		if i, found := s.page.search(rest); found {
+			return s.page.vals[i]
+		}
 	}
 	return nil
 }
@@ -101,13 +126,13 @@ func (n *node[V]) child(octet byte) *node[V] {
 // until the next one is yielded.
 func (t Tree[V]) Prefixed(prefix []byte) iter.Seq2[[]byte, *V] {
 	return func(yield func([]byte, *V) bool) {
-		n, path := t.root, append(make([]byte, 0, 256), prefix...)
-		off := 0
-		for n != nil {
-			rest := prefix[off:]
+		path := append(make([]byte, 0, 256), prefix...)
+		s, off := t.root, 0
+		for s.node != nil {
+			n, rest := s.node, prefix[off:]
 			if len(rest) <= len(n.prefix) {
 				if n.prefix[:len(rest)] == string(rest) {
-					n.each(append(path[:off], n.prefix...), yield)
+					s.each(path[:off], yield)
 				}
 				return
 			}
@@ -115,22 +140,41 @@ func (t Tree[V]) Prefixed(prefix []byte) iter.Seq2[[]byte, *V] {
 				return
 			}
 			off += len(n.prefix)
-			n = n.child(prefix[off])
+			i := bytes.IndexByte(n.keys, prefix[off])
+			if i < 0 {
+				return
+			}
+			s = n.slots[i]
 			off++
+		}
+		if p := s.page; p != nil {
+			from, to := p.prefixed(prefix[off:])
+			for i := from; i < to; i++ {
+				if !yield(append(path[:off], p.suffix(i)...), p.vals[i]) {
+					return
+				}
+			}
 		}
 	}
 }
 
-// each yields what is at and below n, whose key is path.
-func (n *node[V]) each(path []byte, yield func([]byte, *V) bool) bool {
+// each yields what is in s, whose keys start with path.
+func (s slot[V]) each(path []byte, yield func([]byte, *V) bool) bool {
+	if p := s.page; p != nil {
+		for i, v := range p.vals {
+			if !yield(append(path, p.suffix(i)...), v) {
+				return false
+			}
+		}
+		return true
+	}
+	n := s.node
+	path = append(path, n.prefix...)
 	if n.val != nil && !yield(path, n.val) {
 		return false
 	}
-	if n.kids == nil {
-		return true
-	}
-	for i, c := range n.kids.nodes {
-		if !c.each(append(append(path, n.kids.keys[i]), c.prefix...), yield) {
+	for i, c := range n.slots {
+		if !c.each(append(path, n.keys[i]), yield) {
 			return false
 		}
 	}

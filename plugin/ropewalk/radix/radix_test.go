@@ -69,30 +69,39 @@ func check(t *testing.T, tree Tree[int], o oracle, probes []string) {
 			t.Fatalf("Prefixed(%q) (-want +got):\n%s", p, d)
 		}
 	}
-	checkShape(t, tree.root, true)
+	checkShape(t, tree.root)
 }
 
-// checkShape holds the tree to its own rules: keys rise, and no node is there that a shorter tree could do without.
-func checkShape(t *testing.T, n *node[int], root bool) {
+// checkShape holds the tree to its own rules: keys rise, pages are neither empty nor too full, and no node is there
+// that does not branch.
+func checkShape(t *testing.T, s slot[int]) {
 	t.Helper()
-	if n == nil {
-		return
-	}
-	if n.kids == nil {
-		if n.val == nil {
-			t.Fatalf("a leaf without a value: %q", n.prefix)
+	if p := s.page; p != nil {
+		if s.node != nil || len(p.vals) == 0 || len(p.vals) > pageSize || len(p.text) != int(p.ends[len(p.vals)-1]) {
+			t.Fatalf("a page of %d keys and %d octets", len(p.vals), len(p.text))
+		}
+		for i := range p.vals[1:] {
+			if p.suffix(i) >= p.suffix(i+1) {
+				t.Fatalf("%q before %q", p.suffix(i), p.suffix(i+1))
+			}
 		}
 		return
 	}
-	k := n.kids
-	if len(k.keys) != len(k.nodes) || !slices.IsSorted(k.keys) || len(slices.Compact(slices.Clone(k.keys))) != len(k.keys) {
-		t.Fatalf("keys %q for %d nodes", k.keys, len(k.nodes))
+	n := s.node
+	if n == nil {
+		return
 	}
-	if n.val == nil && len(k.nodes) < 2 {
-		t.Fatalf("an inner node without value has %d children", len(k.nodes))
+	if len(n.keys) != len(n.slots) || !slices.IsSorted(n.keys) || len(slices.Compact(slices.Clone(n.keys))) != len(n.keys) {
+		t.Fatalf("keys %q for %d children", n.keys, len(n.slots))
 	}
-	for _, c := range k.nodes {
-		checkShape(t, c, false)
+	if len(n.slots) == 0 || len(n.slots) == 1 && n.val == nil {
+		t.Fatalf("a node with %d children, value %v", len(n.slots), n.val)
+	}
+	for _, c := range n.slots {
+		if c.node == nil && c.page == nil {
+			t.Fatal("an empty child")
+		}
+		checkShape(t, c)
 	}
 }
 
@@ -180,6 +189,54 @@ func TestAgainstOracle(t *testing.T) {
 func FuzzTree(f *testing.F) {
 	f.Add([]byte("\x00\x03abc\x00\x02ab\x07\x00\x04\x02ab\x06\x01a"))
 	f.Fuzz(run)
+}
+
+// TestManyKeys is TestAgainstOracle with enough keys for pages to fill up, split and empty again.
+func TestManyKeys(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for round := range 20 {
+		o, txn := oracle{}, Tree[int]{}.Txn()
+		key := func() string {
+			k := make([]byte, r.IntN(7))
+			for i := range k {
+				k[i] = byte('a' + r.IntN(2+round%4))
+			}
+			return string(k)
+		}
+		var old Tree[int]
+		var oldO oracle
+		for i := range 3000 {
+			k := key()
+			grow := i < 1500
+			switch {
+			case r.IntN(1000) == 0:
+				n := len(o.prefixed(k))
+				if got := txn.DeletePrefix([]byte(k)); got != n {
+					t.Fatalf("DeletePrefix(%q) = %d, want %d", k, got, n)
+				}
+				for _, g := range o.prefixed(k) {
+					delete(o, g)
+				}
+			case (r.IntN(10) < 8) == grow:
+				o[k] = new(int)
+				txn.Set([]byte(k), o[k])
+			default:
+				if got := txn.Delete([]byte(k)); got != o[k] {
+					t.Fatalf("Delete(%q) = %p, want %p", k, got, o[k])
+				}
+				delete(o, k)
+			}
+			if i == 1500 {
+				old, oldO = txn.Commit(), maps.Clone(o)
+			}
+		}
+		var probes []string
+		for range 100 {
+			probes = append(probes, key())
+		}
+		check(t, txn.Commit(), o, probes)
+		check(t, old, oldO, probes)
+	}
 }
 
 func TestNameKey(t *testing.T) {

@@ -29,10 +29,11 @@ func (x *Txn[V]) Walk(key []byte) Match[V] { return x.t.Walk(key) }
 // Get is Tree.Get, changes so far included.
 func (x *Txn[V]) Get(key []byte) *V { return x.t.Get(key) }
 
-// Set gives key the value v, which must not be nil, and returns the value it had, nil if it had none.
+// Set gives key the value v and returns the value it had, nil if it had none. It panics if v is nil, which could not be
+// told from a key that is not there, or if the key is longer than MaxKey.
 func (x *Txn[V]) Set(key []byte, v *V) (old *V) {
-	if v == nil {
-		panic("radix: nil value")
+	if v == nil || len(key) > MaxKey {
+		panic("radix: nil value or oversized key")
 	}
 	x.t.root, old = x.set(x.t.root, key, v)
 	if old == nil {
@@ -43,10 +44,10 @@ func (x *Txn[V]) Set(key []byte, v *V) (old *V) {
 
 // Delete removes key and returns the value it had, nil if it had none.
 func (x *Txn[V]) Delete(key []byte) (old *V) {
-	if x.Get(key) == nil { // so that a miss copies nothing
+	if old = x.Get(key); old == nil { // so that a miss copies nothing
 		return nil
 	}
-	x.t.root, old = x.delete(x.t.root, key)
+	x.t.root = x.delete(x.t.root, key)
 	x.t.size--
 	return old
 }
@@ -60,182 +61,193 @@ func (x *Txn[V]) DeletePrefix(prefix []byte) int {
 	return gone
 }
 
-func (x *Txn[V]) set(n *node[V], key []byte, v *V) (_ *node[V], old *V) {
-	if n == nil {
+func (x *Txn[V]) set(s slot[V], key []byte, v *V) (_ slot[V], old *V) {
+	switch {
+	case s.page != nil:
+		return x.setInPage(s.page, key, v)
+	case s.node == nil:
 		return leaf(key, v), nil
 	}
+	n := s.node
 	common := commonPrefix(n.prefix, key)
 	if common < len(n.prefix) {
-		return x.split(n, common, key, v), nil
+		return x.fork(n, common, key, v), nil
 	}
 	n = x.own(n)
 	rest := key[common:]
 	if len(rest) == 0 {
 		old, n.val = n.val, v
-		return n, old
+		return slot[V]{node: n}, old
 	}
-	i, found := n.find(rest[0])
+	i, found := slices.BinarySearch(n.keys, rest[0])
 	if !found {
-		x.insertKid(n, i, rest[0], leaf(rest[1:], v))
-		return n, nil
+		n.insert(i, rest[0], leaf(rest[1:], v))
+		return slot[V]{node: n}, nil
 	}
-	n.kids.nodes[i], old = x.set(n.kids.nodes[i], rest[1:], v)
-	return n, old
+	n.slots[i], old = x.set(n.slots[i], rest[1:], v)
+	return slot[V]{node: n}, old
 }
 
-// split puts a node for the first common octets of n's prefix above n, and v at key below that node or in it.
-func (x *Txn[V]) split(n *node[V], common int, key []byte, v *V) *node[V] {
-	low := &node[V]{prefix: tail(n.prefix, common+1), val: n.val, kids: n.kids}
-	top := &node[V]{
-		prefix: n.prefix[:common],
-		kids:   &kids[V]{gen: x.t.gen, keys: []byte{n.prefix[common]}, nodes: []*node[V]{low}},
+func (x *Txn[V]) setInPage(p *page[V], key []byte, v *V) (_ slot[V], old *V) {
+	i, found := p.search(key)
+	switch {
+	case found:
+		return slot[V]{page: p.with(i, v)}, p.vals[i]
+	case len(p.vals) < pageSize:
+		return slot[V]{page: p.insert(i, key, v)}, nil
 	}
+	return slot[V]{node: x.split(slices.Insert(p.items(""), i, item[V]{string(key), v}))}, nil
+}
+
+// split makes a node of more items than a page can hold. They are sorted and differ.
+func (x *Txn[V]) split(items []item[V]) *node[V] {
+	common := commonPrefix(items[0].suffix, []byte(items[len(items)-1].suffix))
+	n := &node[V]{gen: x.t.gen, prefix: items[0].suffix[:common]}
+	if len(items[0].suffix) == common {
+		n.val, items = items[0].val, items[1:]
+	}
+	for len(items) > 0 {
+		octet, end := items[0].suffix[common], 0
+		for end < len(items) && items[end].suffix[common] == octet {
+			items[end].suffix = items[end].suffix[common+1:]
+			end++
+		}
+		n.insert(len(n.keys), octet, slot[V]{page: newPage(items[:end])})
+		items = items[end:]
+	}
+	return n
+}
+
+// fork puts a node for the first common octets of n's prefix above n, and v at key, below that node or in it.
+func (x *Txn[V]) fork(n *node[V], common int, key []byte, v *V) slot[V] {
+	low := x.own(n)
+	top := &node[V]{gen: x.t.gen, prefix: n.prefix[:common]}
+	top.insert(0, n.prefix[common], slot[V]{node: low})
+	low.prefix = low.prefix[common+1:]
 	if len(key) == common {
 		top.val = v
-		return top
+		return slot[V]{node: top}
 	}
-	i, _ := top.find(key[common])
-	x.insertKid(top, i, key[common], leaf(key[common+1:], v))
-	return top
+	i, _ := slices.BinarySearch(top.keys, key[common])
+	top.insert(i, key[common], leaf(key[common+1:], v))
+	return slot[V]{node: top}
 }
 
-func (x *Txn[V]) delete(n *node[V], key []byte) (_ *node[V], old *V) {
-	rest := key[len(n.prefix):]
+// delete removes key, which is there.
+func (x *Txn[V]) delete(s slot[V], key []byte) slot[V] {
+	if p := s.page; p != nil {
+		i, _ := p.search(key)
+		return slot[V]{page: p.remove(i, i+1)}
+	}
+	rest := key[len(s.node.prefix):]
 	if len(rest) == 0 {
-		old = n.val
-		if n.kids == nil {
-			return nil, old
-		}
-		n = x.own(n)
+		n := x.own(s.node)
 		n.val = nil
-		return merge(n), old
+		return n.tidy()
 	}
-	i, _ := n.find(rest[0])
-	c, old := x.delete(n.kids.nodes[i], rest[1:])
-	return x.replaceKid(n, i, c), old
+	i, _ := slices.BinarySearch(s.node.keys, rest[0])
+	return x.replace(s.node, i, x.delete(s.node.slots[i], rest[1:]))
 }
 
-func (x *Txn[V]) deletePrefix(n *node[V], prefix []byte) (_ *node[V], gone int) {
+func (x *Txn[V]) deletePrefix(s slot[V], prefix []byte) (_ slot[V], gone int) {
+	if p := s.page; p != nil {
+		from, to := p.prefixed(prefix)
+		if from == to {
+			return s, 0
+		}
+		return slot[V]{page: p.remove(from, to)}, to - from
+	}
+	n := s.node
 	if n == nil {
-		return nil, 0
+		return s, 0
 	}
 	if len(prefix) <= len(n.prefix) {
 		if n.prefix[:len(prefix)] != string(prefix) {
-			return n, 0
+			return s, 0
 		}
-		return nil, n.count()
+		return slot[V]{}, s.count()
 	}
 	if string(prefix[:len(n.prefix)]) != n.prefix {
-		return n, 0
+		return s, 0
 	}
 	rest := prefix[len(n.prefix):]
-	i, found := n.find(rest[0])
+	i, found := slices.BinarySearch(n.keys, rest[0])
 	if !found {
-		return n, 0
+		return s, 0
 	}
-	c, gone := x.deletePrefix(n.kids.nodes[i], rest[1:])
+	c, gone := x.deletePrefix(n.slots[i], rest[1:])
 	if gone == 0 {
-		return n, 0
+		return s, 0
 	}
-	return x.replaceKid(n, i, c), gone
+	return x.replace(n, i, c), gone
 }
 
 // own returns a node that this transaction may write to: n itself or a copy.
 func (x *Txn[V]) own(n *node[V]) *node[V] {
-	if n.kids != nil && n.kids.gen == x.t.gen {
+	if n.gen == x.t.gen {
 		return n
 	}
 	c := *n
-	if n.kids != nil {
-		c.kids = &kids[V]{gen: x.t.gen, keys: slices.Clone(n.kids.keys), nodes: slices.Clone(n.kids.nodes)}
-	}
+	c.gen, c.keys, c.slots = x.t.gen, slices.Clone(n.keys), slices.Clone(n.slots)
 	return &c
 }
 
-// replaceKid puts c in the place of the i-th child of n, or takes the child away if c is nil.
-func (x *Txn[V]) replaceKid(n *node[V], i int, c *node[V]) *node[V] {
+// replace puts c in the place of the i-th child of n, or takes the child away if c is empty.
+func (x *Txn[V]) replace(n *node[V], i int, c slot[V]) slot[V] {
 	n = x.own(n)
-	if c != nil {
-		n.kids.nodes[i] = c
-		return n
+	n.slots[i] = c
+	if c.node == nil && c.page == nil {
+		n.keys, n.slots = slices.Delete(n.keys, i, i+1), slices.Delete(n.slots, i, i+1)
 	}
-	k := n.kids
-	k.keys = slices.Delete(k.keys, i, i+1)
-	k.nodes = slices.Delete(k.nodes, i, i+1)
-	if len(k.nodes) == 0 {
-		n.kids = nil
-		if n.val == nil {
-			return nil
-		}
-	}
-	return merge(n)
+	return n.tidy()
 }
 
-// merge joins n with its child if n holds no value and the child is its only one. n must be the caller's to give up.
-func merge[V any](n *node[V]) *node[V] {
-	if n.val != nil || n.kids == nil || len(n.kids.nodes) > 1 {
-		return n
+// tidy returns what should stand in the place of n after something was taken from it: a node that does not branch any
+// more is joined with what is left. n must be the transaction's own.
+func (n *node[V]) tidy() slot[V] {
+	switch {
+	case len(n.slots) == 0 && n.val == nil:
+		return slot[V]{}
+	case len(n.slots) == 0:
+		return leaf([]byte(n.prefix), n.val)
+	case len(n.slots) > 1 || n.val != nil:
+		return slot[V]{node: n}
 	}
-	c := *n.kids.nodes[0]
-	c.prefix = n.prefix + string(n.kids.keys[:1]) + c.prefix
-	return &c
+	lead := n.prefix + string(n.keys)
+	if p := n.slots[0].page; p != nil {
+		return slot[V]{page: newPage(p.items(lead))}
+	}
+	c := *n.slots[0].node
+	c.prefix = lead + c.prefix
+	// The copy shares keys and slots with a node that may still be reached: nobody may write to them.
+	c.gen = 0
+	return slot[V]{node: &c}
 }
 
-// insertKid makes c the i-th child of n, which must be the transaction's own.
-func (x *Txn[V]) insertKid(n *node[V], i int, octet byte, c *node[V]) {
-	if n.kids == nil {
-		n.kids = &kids[V]{gen: x.t.gen}
+// insert makes c the i-th child of n.
+func (n *node[V]) insert(i int, octet byte, c slot[V]) {
+	if len(n.slots) == cap(n.slots) {
+		// Grow by a quarter: most nodes stop growing, and doubling would leave half of them empty.
+		n.slots = slices.Grow(slices.Clip(n.slots), 1+len(n.slots)/4)
 	}
-	k := n.kids
-	if len(k.nodes) == cap(k.nodes) {
-		// Grow by a quarter: most nodes are small and never grow again, and doubling would waste half of them.
-		grow := 1 + len(k.nodes)/4
-		k.nodes = append(make([]*node[V], 0, len(k.nodes)+grow), k.nodes...)
-		k.keys = append(make([]byte, 0, len(k.keys)+grow), k.keys...)
-	}
-	k.keys = slices.Insert(k.keys, i, octet)
-	k.nodes = slices.Insert(k.nodes, i, c)
+	n.keys = slices.Insert(n.keys, i, octet)
+	n.slots = slices.Insert(n.slots, i, c)
 }
 
-// find returns the index of the child that octet leads to, or where it would stand.
-func (n *node[V]) find(octet byte) (int, bool) {
-	if n.kids == nil {
-		return 0, false
+func (s slot[V]) count() int {
+	if s.page != nil {
+		return len(s.page.vals)
 	}
-	return slices.BinarySearch(n.kids.keys, octet)
-}
-
-func (n *node[V]) count() int {
 	c := 0
-	if n.val != nil {
+	if s.node.val != nil {
 		c = 1
 	}
-	if n.kids != nil {
-		for _, k := range n.kids.nodes {
-			c += k.count()
-		}
+	for _, k := range s.node.slots {
+		c += k.count()
 	}
 	return c
 }
 
-func leaf[V any](prefix []byte, v *V) *node[V] {
-	return &node[V]{prefix: string(prefix), val: v}
-}
-
-// tail returns s[from:], without holding on to s where nothing is left.
-func tail(s string, from int) string {
-	if from >= len(s) {
-		return ""
-	}
-	return s[from:]
-}
-
-func commonPrefix(a string, b []byte) int {
-	n := min(len(a), len(b))
-	for i := range n {
-		if a[i] != b[i] {
-			return i
-		}
-	}
-	return n
+func leaf[V any](suffix []byte, v *V) slot[V] {
+	return slot[V]{page: newPage([]item[V]{{string(suffix), v}})}
 }

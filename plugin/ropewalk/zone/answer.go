@@ -294,11 +294,11 @@ var rrLen = [2]int{v4: 2 + 10 + 4, v6: 2 + 10 + 16}
 // packed copies ready-made records, starting somewhere and going round.
 func (a *answer) packed(fam int) {
 	e := a.found.e
-	n := e.n[fam]
+	n := int(e.n[fam])
 	if n == 0 {
 		return
 	}
-	rrs := e.rrs[:e.n[v4]*rrLen[v4]]
+	rrs := e.rrs[:int(e.n[v4])*rrLen[v4]]
 	if fam == v6 {
 		rrs = e.rrs[len(rrs):]
 	}
@@ -373,7 +373,7 @@ func (e *entry) repeatsAddr(fam int, f *filter, k, i int) bool {
 // serviceSRV writes the SRV records of a service with a ClusterIP: the target is the service itself.
 func (a *answer) serviceSRV() {
 	e, f := a.found.e, &a.found.f
-	ips := e.n[v4] + e.n[v6]
+	ips := int(e.n[v4] + e.n[v6])
 	weight := srvWeight(e.ports.matching(f) * ips)
 	if ips == 0 {
 		return
@@ -575,12 +575,13 @@ func (a *answer) begin(section int, owner uint16, t uint16, ttl uint32, dataLen 
 	return true
 }
 
-// room says whether n more octets fit. If not, and it is an answer that has no room, the message is truncated.
+// room says whether n more octets fit. If not, and what has no room is not merely additional, the message is truncated:
+// a negative answer without its SOA record cannot be cached (RFC 2308 section 5).
 func (a *answer) room(section, n int) bool {
 	if len(a.msg)+n <= a.q.Limit {
 		return true
 	}
-	if section == sectionAnswer {
+	if section != sectionAdditional {
 		a.tc = true
 	}
 	return false

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
 )
@@ -53,22 +54,25 @@ const (
 	kindAlias
 )
 
-// entry is a service as a View serves it, or a namespace. It never changes.
+// entry is a service as a View serves it, or a namespace. It never changes. Its fields are in an order that has what
+// most queries need, address records of a service with one ClusterIP, within one cache line.
 type entry struct {
-	of     *service
-	kind   entryKind
-	ports  portList
-	alias  string
-	slices []*slice
-	// ready counts the endpoints of all slices, repetitions included, as the weight of SRV records does in CoreDNS.
-	ready int
 	// rrs holds ready-made A and AAAA records of the service's own name: first n[v4] A records, then n[v6] AAAA ones, each
 	// with 0xC00C for an owner, which is where a message has its question. Empty for headless services with more than
 	// maxPacked endpoints, whose records are made from slices.
 	rrs string
-	n   [2]int
-	// primary is the first ClusterIP, for the environment.
-	primary netip.Addr
+	n   [2]uint16
+	// ready counts the endpoints of all slices, repetitions included, as the weight of SRV records does in CoreDNS.
+	ready uint32
+	kind  entryKind
+	// firstIs6 says that the primary ClusterIP is an IPv6 address.
+	firstIs6 bool
+	// inline is where rrs points if there is room: for one A and one AAAA record.
+	inline [16 + 28]byte
+	of     *service
+	ports  portList
+	slices []*slice
+	alias  string
 }
 
 // maxPacked bounds the work that a changed endpoint makes in its service: beyond it the records no longer fit into a UDP
@@ -87,26 +91,35 @@ func newEntry(s *service, opts *Options) *entry {
 		return e
 	}
 	for _, sl := range s.slices {
-		e.ready += sl.ready()
+		e.ready += uint32(sl.ready())
 	}
 	if e.kind == kindClusterIP && e.ready == 0 && opts.IgnoreEmpty {
 		return nil
 	}
 	e.slices = slices.Clone(s.slices)
-	if len(s.spec.ips) > 0 {
-		e.primary = s.spec.ips[0]
-	}
-	var rrs []byte
+	e.firstIs6 = len(s.spec.ips) > 0 && s.spec.ips[0].Is6()
+	rrs := e.inline[:0]
 	for f := range e.n {
 		rrs, e.n[f] = e.pack(rrs, f, s.spec.ips, opts.TTL)
 	}
-	e.rrs = string(rrs)
+	// The octets are not written to again, wherever they are.
+	e.rrs = unsafe.String(unsafe.SliceData(rrs), len(rrs))
 	return e
 }
 
+// primary returns the first ClusterIP; the zero Addr if there is none.
+func (e *entry) primary() (ip netip.Addr) {
+	for f, octets := range packedAddrs(e.clusterIPs()) {
+		if !ip.IsValid() || f == v6 && e.firstIs6 && ip.Is4() {
+			ip = toAddr(octets)
+		}
+	}
+	return ip
+}
+
 // pack appends the ready-made records of family f.
-func (e *entry) pack(rrs []byte, f int, ips []netip.Addr, ttl uint32) ([]byte, int) {
-	n := 0
+func (e *entry) pack(rrs []byte, f int, ips []netip.Addr, ttl uint32) ([]byte, uint16) {
+	n := uint16(0)
 	if e.kind == kindClusterIP {
 		for i, ip := range ips {
 			if (ip.Is4() == (f == v4)) && !slices.Contains(ips[:i], ip) {
@@ -131,7 +144,7 @@ func (e *entry) isPacked() bool { return e.kind == kindClusterIP || e.ready <= m
 
 // same says whether two entries of one service answer alike.
 func (e *entry) same(o *entry) bool {
-	return e.kind == o.kind && e.ports == o.ports && e.alias == o.alias && e.rrs == o.rrs && e.n == o.n && e.primary == o.primary &&
+	return e.kind == o.kind && e.ports == o.ports && e.alias == o.alias && e.rrs == o.rrs && e.n == o.n && e.firstIs6 == o.firstIs6 &&
 		slices.Equal(e.slices, o.slices)
 }
 
@@ -141,7 +154,7 @@ func (e *entry) counts() (c Counts) {
 	case kindAlias:
 		c.CNAME = 1
 	case kindClusterIP:
-		c.A, c.AAAA = e.n[v4], e.n[v6]
+		c.A, c.AAAA = int(e.n[v4]), int(e.n[v6])
 		if c.A+c.AAAA > 0 {
 			c.SRV = namedPorts(e.ports)
 		}
@@ -202,7 +215,7 @@ func addressSpec(headless bool, ips []netip.Addr, ports []cluster.ServicePort) *
 		return s
 	}
 	for _, ip := range ips {
-		if ip.IsValid() {
+		if ip.IsValid() && len(s.ips) < maxPacked { // the API allows two
 			s.ips = append(s.ips, ip.Unmap())
 		}
 	}

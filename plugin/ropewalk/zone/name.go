@@ -45,7 +45,7 @@ func (d *name) from(i int) []byte { return d.wire[d.at[i]:] }
 // Origins are the zones that queries are answered for. Make them with NewOrigins.
 type Origins struct {
 	list []origin
-	// primary is the zone that PTR records point into, in wire format.
+	// primary is the zone that PTR records point into, in wire format; nil if all are clusterset zones.
 	primary []byte
 	// reverse says that one of the zones is a reverse zone.
 	reverse bool
@@ -59,7 +59,8 @@ type origin struct {
 }
 
 // NewOrigins compiles a list of zones, of which those in multi (which must be in the list) are clusterset zones. The
-// first that is neither a reverse zone nor a clusterset zone becomes the primary one; it is an error if there is none.
+// first that is neither a reverse zone nor a clusterset zone becomes the primary one. It is an error if there is none,
+// but for clusterset zones alone: reverse zones have names to point to in the primary zone only.
 func NewOrigins(zones, multi []string) (*Origins, error) {
 	o := &Origins{}
 	isMulti := map[string]bool{}
@@ -84,11 +85,14 @@ func NewOrigins(zones, multi []string) (*Origins, error) {
 			o.primary = g.wire
 		}
 	}
-	if o.primary == nil {
+	if o.primary == nil && (o.reverse || len(multi) == 0) {
 		return nil, fmt.Errorf("no zone for services among %q: name the cluster's domain, such as cluster.local", zones)
 	}
 	return o, nil
 }
+
+// HasPrimary says whether there is a primary zone; else all are clusterset zones.
+func (o *Origins) HasPrimary() bool { return o.primary != nil }
 
 // HasReverse says whether one of the zones is a reverse zone.
 func (o *Origins) HasReverse() bool { return o.reverse }

@@ -171,5 +171,5 @@ func (e *entry) appendEnv(vars []string) []string {
 			ports = append(ports, cluster.ServicePort{Name: p.name, Protocol: cluster.Protocol(p.protocol), Port: uint16(p.number)})
 		}
 	}
-	return env.AppendService(vars, e.of.name(), e.primary, ports)
+	return env.AppendService(vars, e.of.name(), e.primary(), ports)
 }
