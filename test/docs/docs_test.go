@@ -13,61 +13,23 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 
+	"github.com/ropewalk-net/ropewalk/test/coredns"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 	"github.com/ropewalk-net/ropewalk/test/standin"
 )
 
 const root = "../.."
 
-// binary builds cmd/coredns once, or takes what the process outside of the namespaces has built.
-func binary(t *testing.T) string {
+// start runs coredns with a Corefile and waits until name is answered at addr.
+func start(t *testing.T, corefile, addr, name string) *coredns.Server {
 	t.Helper()
-	const env = "ROPEWALK_TEST_COREDNS"
-	if b := os.Getenv(env); b != "" {
-		return b
-	}
-	b := filepath.Join(t.TempDir(), "coredns")
-	cmd := exec.Command("go", "build", "-o", b, "./cmd/coredns")
-	cmd.Dir = root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	t.Setenv(env, b)
-	return b
-}
-
-// server is a running coredns.
-type server struct {
-	cmd *exec.Cmd
-	log strings.Builder
-}
-
-// start runs coredns with a Corefile in the root of the repository, and waits until name is answered at addr.
-func start(t *testing.T, corefile, addr, name string) *server {
-	t.Helper()
-	s := &server{cmd: exec.Command(binary(t), "-conf", corefile)}
-	s.cmd.Dir = root
-	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		s.cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.AfterFunc(20*time.Second, func() { s.cmd.Process.Kill() })
-		defer timer.Stop()
-		s.cmd.Wait()
-		if t.Failed() {
-			t.Logf("the server's log:\n%s", s.log.String())
-		}
-	})
+	s := coredns.Start(t, corefile)
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		m, err := dns.Exchange(new(dns.Msg).SetQuestion(name, dns.TypeA), addr)
 		if err == nil && m.Rcode == dns.RcodeSuccess && len(m.Answer) > 0 {
@@ -82,7 +44,7 @@ func start(t *testing.T, corefile, addr, name string) *server {
 // TestReadmeCommands runs each command of the README's console blocks against what `make run` starts.
 func TestReadmeCommands(t *testing.T) {
 	netns.NeedCommand(t, "dig")
-	binary(t)
+	coredns.Binary(t)
 	if !netns.Enter(t) {
 		return
 	}
@@ -146,7 +108,7 @@ func blocks(t *testing.T, path, kind string) (found []string) {
 // TestCorefiles starts every Corefile that ships or stands in a document, in a world where its addresses, its API server
 // and its files are there, and asks each of its servers.
 func TestCorefiles(t *testing.T) {
-	binary(t)
+	coredns.Binary(t)
 	if !netns.Enter(t, "169.254.20.10/32", "192.0.2.53/32") {
 		return
 	}
@@ -183,7 +145,7 @@ func TestCorefiles(t *testing.T) {
 					t.Errorf("%s: %v", a, err)
 				}
 			}
-			for line := range strings.Lines(s.log.String()) {
+			for line := range strings.Lines(s.Log()) {
 				// The loop plugin's probe (HINFO) finds nobody to forward it to.
 				if strings.Contains(line, "[ERROR]") && !strings.Contains(line, "HINFO") {
 					t.Errorf("at start: %s", line)

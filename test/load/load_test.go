@@ -2,7 +2,6 @@
 package load
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -16,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,6 +23,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/ropewalk-net/ropewalk/test/coredns"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 	"github.com/ropewalk-net/ropewalk/test/standin"
 )
@@ -41,7 +40,7 @@ const (
 // asks for what changes: each answer must be one of the states that the service has been in.
 func TestChurn(t *testing.T) {
 	netns.NeedCommand(t, "dnsperf")
-	build(t)
+	coredns.Binary(t)
 	if !netns.Enter(t) {
 		return
 	}
@@ -187,23 +186,6 @@ func slice(i, state int) *discoveryv1.EndpointSlice {
 	return s
 }
 
-const binaryEnv = "ROPEWALK_TEST_COREDNS"
-
-// build makes the binary, outside of the namespaces.
-func build(t *testing.T) {
-	t.Helper()
-	if os.Getenv(binaryEnv) != "" {
-		return
-	}
-	b := filepath.Join(t.TempDir(), "coredns")
-	cmd := exec.Command("go", "build", "-o", b, "./cmd/coredns")
-	cmd.Dir = "../.."
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	t.Setenv(binaryEnv, b)
-}
-
 // serve starts the binary with a plugin that serves what api has.
 func serve(t *testing.T, api *standin.Server, plugin string) {
 	t.Helper()
@@ -214,21 +196,7 @@ func serve(t *testing.T, api *standin.Server, plugin string) {
 	if err := os.WriteFile(corefile, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	var log bytes.Buffer
-	cmd := exec.Command(os.Getenv(binaryEnv), "-conf", corefile)
-	cmd.Env = append(os.Environ(), "GODEBUG=memprofilerate=4096")
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("the server's log:\n%s", log.String())
-		}
-	})
+	coredns.Start(t, corefile, "GODEBUG=memprofilerate=4096")
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if r, err := http.Get("http://127.0.0.1:1055/ready"); err == nil {
 			r.Body.Close()
@@ -246,7 +214,7 @@ func serve(t *testing.T, api *standin.Server, plugin string) {
 // caches have allocated must be gone. CoreDNS's kubernetes plugin, which keeps copies of the objects' fields, shows that the test
 // sees what it looks for.
 func TestNoAPIObjects(t *testing.T) {
-	build(t)
+	coredns.Binary(t)
 	if !netns.Enter(t) {
 		return
 	}

@@ -177,7 +177,11 @@ func (v *View) pick(d *name, more int, multi bool, r *found) {
 		return
 	}
 	switch {
-	case more == 0:
+	case more == 0: // without a look at the ports, which would cost more than all the rest
+		if e.kind == kindClusterIP || e.ready > 0 {
+			r.kind = foundService
+		}
+		return
 	case more == 1:
 		r.f.setEndpoint(d.label(0))
 		r.f.hasCluster = multi
@@ -245,9 +249,6 @@ func (s *slice) has(f *filter) bool {
 // isInner says whether a name below a service exists for the sake of names below itself (RFC 8020): _tcp.<service>
 // where a port of TCP has a name, _zone.<service> and its directives, the cluster in <host>.<cluster>.<service>.
 func (v *View) isInner(d *name, more int, multi bool, e *entry) bool {
-	if more == 0 {
-		return false
-	}
 	if e.kind == kindHeadless && v.opts.Zonal && !multi && equalFold(d.label(more-1), "_zone") {
 		return more == 1 || equalFold(d.label(0), "pin") || equalFold(d.label(0), "prefer")
 	}
