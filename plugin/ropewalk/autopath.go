@@ -42,6 +42,9 @@ func (h *Ropewalk) searchPath(ctx context.Context, state request.Request) *dns.M
 	if t := state.QType(); t != dns.TypeA && t != dns.TypeAAAA {
 		return nil
 	}
+	if state.Req.Opcode != dns.OpcodeQuery || state.QClass() != dns.ClassINET {
+		return nil
+	}
 	if !strings.Contains(state.Name(), ".svc.") {
 		return nil
 	}
@@ -67,14 +70,14 @@ func (h *Ropewalk) searchPath(ctx context.Context, state request.Request) *dns.M
 }
 
 // resolve answers a query for another name: as here and, for what is not ours, as this server does, with all plugins
-// that stand in front of this one, or in another server block. It returns nil if there is no answer.
+// that stand in front of this one, or in another server block. It returns nil if there can be no such name.
 func (h *Ropewalk) resolve(ctx context.Context, state request.Request, name string) *dns.Msg {
+	failure := &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeServerFailure}}
 	if plugin.Zones(h.zones).Matches(strings.ToLower(name)) == "" {
-		m, err := h.upstream.Lookup(ctx, state, name, state.QType())
-		if err != nil {
-			return nil
+		if m, err := h.upstream.Lookup(ctx, state, name, state.QType()); err == nil && m != nil {
+			return m
 		}
-		return m
+		return failure
 	}
 	asked := state.NewWithQuestion(name, state.QType())
 	m, code := h.answer(ctx, asked)
@@ -82,8 +85,9 @@ func (h *Ropewalk) resolve(ctx context.Context, state request.Request, name stri
 		return m
 	}
 	nw := nonwriter.New(state.W)
-	if code, err := plugin.NextOrFailure(h.Name(), h.Next, ctx, nw, asked.Req); err != nil || !plugin.ClientWrite(code) {
-		return new(dns.Msg).SetRcode(asked.Req, dns.RcodeServerFailure)
+	code, err := plugin.NextOrFailure(h.Name(), h.Next, ctx, nw, asked.Req)
+	if err != nil || !plugin.ClientWrite(code) || nw.Msg == nil {
+		return failure
 	}
 	return nw.Msg
 }

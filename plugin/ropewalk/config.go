@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -355,8 +356,21 @@ func (cfg *config) feedKey() string {
 	o := cfg.zoneOptions()
 	o.Served, o.Log = nil, nil
 	api := cfg.api
-	return fmt.Sprintf("%#v|%#v|%q|%#v", o, cfg.interest(), cfg.manifests, []any{
-		api.Kubeconfig, api.Context, api.Endpoint, api.CertFile, api.KeyFile, api.CAFile, api.QPS, api.Burst, api.MaxInflight})
+	return fmt.Sprintf("%#v|%#v|%q|%#v|%q", o, cfg.interest(), cfg.manifests, []any{
+		api.Kubeconfig, api.Context, api.Endpoint, api.CertFile, api.KeyFile, api.CAFile, api.QPS, api.Burst, api.MaxInflight},
+		[]string{stamp(api.Kubeconfig), stamp(api.CertFile), stamp(api.KeyFile), stamp(api.CAFile)})
+}
+
+// stamp changes with the contents of a file, which a client of the API server reads once.
+func stamp(file string) string {
+	if file == "" {
+		return ""
+	}
+	st, err := os.Stat(file)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprint(st.Size(), st.ModTime().UnixNano())
 }
 
 // logger returns the log for what is not CoreDNS's own, in CoreDNS's form.

@@ -214,6 +214,7 @@ func TestSetupRefuses(t *testing.T) {
 		{"two stanzas", "ropewalk coredns.local\nropewalk cluster.local", 2, []string{"once", "in one stanza"}},
 		{"no zones", "ropewalk", 1, []string{"no zones", "ropewalk cluster.local"}},
 		{"reverse zones only", stanza("in-addr.arpa ip6.arpa", "manifests "+good), 1, []string{`no zone for services among ["in-addr.arpa." "ip6.arpa."]`, "such as cluster.local"}},
+		{"reverse zones of a clusterset", stanza("clusterset.local in-addr.arpa", "multicluster clusterset.local", "manifests "+good), 1, []string{"no zone for services", "such as cluster.local"}},
 		{"manifests missing", stanza("cluster.local", "ttl 7", "manifests "+missing), 3, []string{missing, "no such file"}},
 		{"manifests malformed", stanza("cluster.local", "manifests "+filepath.Dir(badYAML)), 2, []string{badYAML + ":3", "not YAML"}},
 		{"manifests that no API server takes", stanza("cluster.local", "manifests "+filepath.Dir(badField)), 2, []string{badField + ":7", "Service shop/web", "spec.clusterIP"}},

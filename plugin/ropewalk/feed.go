@@ -49,13 +49,45 @@ func (r *registry) join(h *Ropewalk, c *config) error {
 	}
 	f.users = append(f.users, h)
 	h.zone, h.feed = f.zone, f
+	r.sweep()
 	return nil
+}
+
+// synced says whether the feed of h has been filled. It is false before h joins and after it leaves.
+func (r *registry) synced(h *Ropewalk) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return h.feed != nil && h.feed.zone.View().Synced()
+}
+
+// sweep lets go of users that never came up: when a start fails after the plugin's own part of it, as with an address in
+// use, CoreDNS forgets the instance and tells none of its plugins. The caller holds r.mu.
+func (r *registry) sweep() {
+	for _, f := range r.feeds {
+		for _, u := range slices.Clone(f.users) {
+			if !u.running() {
+				r.drop(u)
+			}
+		}
+	}
+}
+
+// startFailed is for the instance that stays when another one could not take its place.
+func (r *registry) startFailed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sweep()
 }
 
 // leave is the inverse of join. The last user stops the feed.
 func (r *registry) leave(h *Ropewalk) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.drop(h)
+}
+
+// drop is leave for those who hold r.mu.
+func (r *registry) drop(h *Ropewalk) {
 	f := h.feed
 	if f == nil {
 		return

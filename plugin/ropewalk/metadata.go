@@ -61,7 +61,7 @@ var errInvalidName = errors.New("invalid query name")
 // or as an end of that.
 func parseParts(name, zone string, multi, zonal bool) (p parts, err error) {
 	base, err := dnsutil.TrimZone(name, zone)
-	if err != nil || base == "" {
+	if err != nil || base == "" || base == "svc" || base == "pod" {
 		return p, nil
 	}
 	labels := dns.SplitDomainName(base)

@@ -31,12 +31,14 @@ type Ropewalk struct {
 	Next plugin.Handler
 	Fall fall.F
 
-	zones    []string
-	multi    []string
-	origins  *zone.Origins
-	zonal    bool
-	zone     *zone.Zone
-	feed     *feed
+	zones   []string
+	multi   []string
+	origins *zone.Origins
+	zonal   bool
+	zone    *zone.Zone
+	feed    *feed
+	// running says whether the instance of CoreDNS that this is part of is starting or up.
+	running  func() bool
 	local    []netip.Addr
 	upstream Upstream
 	// autopath says that search paths are completed here; hostSearch is what the nodes' resolv.conf adds to them.
@@ -96,6 +98,8 @@ func (h *Ropewalk) answer(ctx context.Context, state request.Request) (*dns.Msg,
 		return nil, passOn
 	case res.Status == zone.Malformed:
 		return nil, dns.RcodeFormatError
+	case state.Req.Opcode != dns.OpcodeQuery:
+		return nil, dns.RcodeNotImplemented // the server lets NOTIFY in, for the sake of secondary zones
 	case q.Qclass != dns.ClassINET, q.Qtype == dns.TypeAXFR, q.Qtype == dns.TypeIXFR:
 		return nil, dns.RcodeRefused
 	case res.Rcode == dns.RcodeNameError && !res.Aliased && h.Fall.Through(state.Name()):
@@ -105,7 +109,7 @@ func (h *Ropewalk) answer(ctx context.Context, state request.Request) (*dns.Msg,
 	if err := m.Unpack(msg); err != nil {
 		return nil, dns.RcodeServerFailure
 	}
-	m.Question = state.Req.Question[:1]
+	m.Question[0] = q // a copy: the autopath plugin writes to its question while it keeps replies
 	if res.Status == zone.Chase {
 		h.follow(ctx, state, m, res.Target)
 	}

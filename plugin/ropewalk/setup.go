@@ -35,6 +35,14 @@ func setup(c *caddy.Controller) error {
 		h.Next = next
 		return h
 	})
+	c.Set(h, struct{}{}) // tells the instance of CoreDNS that h is part of
+	h.running = func() bool {
+		return slices.ContainsFunc(caddy.Instances(), func(i *caddy.Instance) bool {
+			i.StorageMu.RLock()
+			defer i.StorageMu.RUnlock()
+			return i.Storage[h] != nil
+		})
+	}
 	c.OnStartup(func() error {
 		cfg.metadata = conf.Handler("metadata") != nil
 		h.local = localAddrs(conf.ListenHosts)
@@ -48,6 +56,10 @@ func setup(c *caddy.Controller) error {
 		feeds.leave(h)
 		return nil
 	})
+	c.OnRestartFailed(func() error {
+		feeds.startFailed()
+		return nil
+	})
 	return nil
 }
 
@@ -58,7 +70,7 @@ func newHandler(cfg *config) (*Ropewalk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", cfg.stanzaAt, err)
 	}
-	cfg.followReverse = !origins.HasReverse()
+	cfg.followReverse = origins.HasPrimary() && !origins.HasReverse()
 	if _, err := cfg.newSource(); err != nil {
 		return nil, err
 	}
@@ -94,8 +106,9 @@ func (h *Ropewalk) await(timeout time.Duration) {
 	}
 }
 
-// Ready implements ready.Readiness: everything that is watched has been delivered once.
-func (h *Ropewalk) Ready() bool { return h.zone.View().Synced() }
+// Ready implements ready.Readiness: everything that is watched has been delivered once. The ready plugin asks while the
+// server is still starting.
+func (h *Ropewalk) Ready() bool { return feeds.synced(h) }
 
 func (h *Ropewalk) isMulti(z string) bool { return slices.Contains(h.multi, z) }
 

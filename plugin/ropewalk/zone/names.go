@@ -97,13 +97,11 @@ func (v *View) serviceNames(y *yielder, multi bool) {
 			y.name(e.of.wire, typeCNAME)
 			continue
 		case kindClusterIP:
-			y.name(e.of.wire, typeA, typeAAAA, typeSRV)
 			if v.opts.Env && !multi && len(e.rrs) > 0 {
 				y.name("\x04_env"+e.of.wire, typeTXT)
 			}
-		case kindHeadless:
-			y.name(e.of.wire, typeA, typeAAAA)
 		}
+		y.name(e.of.wire, typeA, typeAAAA, typeSRV)
 		e.portNames(y)
 		e.endpointNames(y)
 	}
@@ -144,7 +142,7 @@ func (e *entry) endpointNames(y *yielder) {
 				l := string(appendString(s.fam[fam].appendLabel(nil, fam, i), s.id.cluster))
 				if !seen[l] {
 					seen[l] = true
-					y.name(l+e.of.wire, typeA, typeAAAA)
+					y.name(l+e.of.wire, typeA, typeAAAA, typeSRV)
 				}
 			}
 		}
