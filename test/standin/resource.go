@@ -166,9 +166,6 @@ func (r *resource) groupResource() schema.GroupResource {
 	return schema.GroupResource{Group: r.Group, Resource: r.plural}
 }
 
-// apiVersion is what objects of the resource say.
-func (r *resource) apiVersion() string { return r.GroupVersion().String() }
-
 // fieldsOf is the view that field selectors have of an object. It makes no map, for it is asked at every event.
 type fieldsOf struct{ *object }
 

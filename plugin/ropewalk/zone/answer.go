@@ -238,8 +238,8 @@ func (a *answer) records() {
 			a.address(sectionAnswer, a.ownerPtr(), string(a.found.addr[:width[a.found.fam]]))
 		}
 	case foundReverse:
-		if !a.ptr(t == typePTR) {
-			a.rcode = RcodeNameError
+		if t == typePTR {
+			a.ptr()
 		}
 	case foundEnv:
 		if t == typeTXT {
@@ -663,36 +663,33 @@ func (a *answer) srv(weight uint16, number int32, label []byte, cluster string) 
 	return true
 }
 
-// ptr writes the names behind an address, and says whether there are any; without write it only says so. A service that
-// has the address for its own comes before endpoints that have it.
-func (a *answer) ptr(write bool) bool {
+// ptr writes the names behind an address. A service that has the address for its own comes before endpoints that have it.
+// Owners are served, or they would not be in the tree.
+func (a *answer) ptr() {
 	o := a.found.owners
-	for _, s := range o.services {
-		if write {
-			a.ptrRecord(nil, s.wire)
-		}
-		return true
+	if len(o.services) > 0 {
+		a.ptrRecord(nil, o.services[0].wire)
+		return
 	}
-	any := false
 	for k, id := range o.slices {
-		e := a.v.services.Get([]byte(id.of.key))
-		if e == nil {
-			continue
-		}
-		for _, s := range e.slices {
-			if s.id == id {
-				any = true
-				if write {
-					a.endpointPTR(s, o.slices[:k])
-				}
-				break
-			}
-		}
-		if any && !write {
-			return true
+		if s := a.v.sliceOf(id); s != nil {
+			a.endpointPTR(s, o.slices[:k])
 		}
 	}
-	return any
+}
+
+// sliceOf returns the state of a slice that is served.
+func (v *View) sliceOf(id *sliceID) *slice {
+	e := v.services.Get([]byte(id.of.key))
+	if e == nil {
+		return nil
+	}
+	for _, s := range e.slices {
+		if s.id == id {
+			return s
+		}
+	}
+	return nil
 }
 
 // endpointPTR writes the name that the address asked for has in s, unless one of the slices before has the same.
@@ -713,14 +710,9 @@ func (a *answer) endpointPTR(s *slice, before []*sliceID) {
 		if b.of != s.id.of {
 			continue
 		}
-		if e := a.v.services.Get([]byte(b.of.key)); e != nil {
-			for _, bs := range e.slices {
-				if bs.id != b {
-					continue
-				}
-				if j, ok := bs.fam[fam].find(fam, key[1:]); ok && string(bs.fam[fam].appendLabel(other[:0], fam, j)) == string(l) {
-					return
-				}
+		if o := a.v.sliceOf(b); o != nil {
+			if j, ok := o.fam[fam].find(fam, key[1:]); ok && string(o.fam[fam].appendLabel(other[:0], fam, j)) == string(l) {
+				return
 			}
 		}
 	}
