@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Types and codes of the DNS that answers are made of (RFC 1035, 2782, 3596).
@@ -30,6 +31,9 @@ const (
 
 	flagQR, flagAA, flagTC = 0x80, 0x04, 0x02 // in the third octet of a header
 )
+
+// maxName is how many octets a name has at most (RFC 1035 section 2.3.4).
+const maxName = 255
 
 // maxAliases is how many CNAME records an answer follows inside the zone. Loops end there, too.
 const maxAliases = 16
@@ -198,7 +202,8 @@ func (a *answer) follow() bool {
 	a.ownerAt = len(a.msg) - len(a.found.e.alias)
 	a.name.parse(a.msg[a.ownerAt:])
 	a.rel = a.name.n - a.zoneLabels
-	return a.rel >= 0 && equalFold(a.name.from(a.rel), a.zoneName())
+	o := a.q.Origins.match(&a.name) // rather than the suffix alone: there may be a zone within the zone
+	return o != nil && equalFold(o.wire, a.zoneName())
 }
 
 func (a *answer) zoneName() []byte {
@@ -338,7 +343,7 @@ func (e *entry) each(fam int, f *filter, from int, fn func(s *slice, i int) bool
 		for k, s := range e.slices {
 			at := base
 			base += s.fam[fam].len(fam)
-			if !f.slice(s) || s.ports.matching(f) == 0 {
+			if !f.slice(s) || f.matching(s.ports) == 0 {
 				continue
 			}
 			if !s.endpoints(fam, f, func(i int) bool {
@@ -360,29 +365,36 @@ func (e *entry) repeatsAddr(fam int, f *filter, k, i int) bool {
 		return false
 	}
 	for _, s := range e.slices[:k] {
-		if !f.slice(s) || s.ports.matching(f) == 0 {
-			continue
-		}
-		if !s.endpoints(fam, f, func(j int) bool { return s.fam[fam].addr(fam, j) != t.addr(fam, i) }) {
+		j, ok := s.fam[fam].find(fam, []byte(t.addr(fam, i)))
+		if ok && s.fam[fam].takes(fam, j, f) && f.slice(s) && f.matching(s.ports) > 0 {
 			return true
 		}
 	}
 	return false
 }
 
+// takes says whether f takes an endpoint, going by what holds for it alone.
+func (t *table) takes(fam, i int, f *filter) bool {
+	if !f.hasEndpoint {
+		return t.inZone(i, f)
+	}
+	var label [64]byte
+	return string(t.appendLabel(label[:0], fam, i)) == string(f.endpoint[:1+int(f.endpoint[0])])
+}
+
 // serviceSRV writes the SRV records of a service with a ClusterIP: the target is the service itself.
 func (a *answer) serviceSRV() {
 	e, f := a.found.e, &a.found.f
 	ips := int(e.n[v4] + e.n[v6])
-	weight := srvWeight(e.ports.matching(f) * ips)
+	weight := srvWeight(f.matching(e.ports) * ips)
 	if ips == 0 {
 		return
 	}
-	before := a.counts[sectionAnswer]
+	before, at := a.counts[sectionAnswer], len(a.msg)
 	for rest := e.ports.all(); rest != ""; {
 		var p port
 		p, rest = next(rest)
-		if !f.port(p) || p.number < 0 || e.ports.repeated(p, rest, f) {
+		if !f.port(p) || p.number < 0 || a.hasSRV(at, p.number) {
 			continue
 		}
 		if !a.srv(weight, p.number, nil, "") {
@@ -399,12 +411,25 @@ func (a *answer) serviceSRV() {
 	}
 }
 
+// hasSRV says whether one of the SRV records that start at at, all of one target, has that port: they differ by target
+// and port alone. A message holds few, whereas a service may have thousands of ports.
+func (a *answer) hasSRV(at int, number int32) bool {
+	const portAt = 2 + 10 + 4
+	size := portAt + 2 + len(a.name.from(a.found.svc))
+	for ; at < len(a.msg); at += size {
+		if binary.BigEndian.Uint16(a.msg[at+portAt:]) == uint16(number) {
+			return true
+		}
+	}
+	return false
+}
+
 // endpointSRV writes the SRV records of endpoints: the targets are the endpoints' own names.
 func (a *answer) endpointSRV() {
 	e, f := a.found.e, &a.found.f
 	total := 0
 	for _, s := range e.slices {
-		if m := s.ports.matching(f); m > 0 && f.slice(s) {
+		if m := f.matching(s.ports); m > 0 && f.slice(s) {
 			total += m * s.countEndpoints(f)
 		}
 	}
@@ -417,14 +442,19 @@ func (a *answer) endpointSRV() {
 		}
 		for fam := range s.fam {
 			if !s.endpoints(fam, f, func(i int) bool {
+				if s.repeatsName(fam, i, f) {
+					return true
+				}
 				target := s.fam[fam].appendLabel(label[:0], fam, i)
+				last := int32(-1) // the ports are in the order of their numbers
 				for rest := s.ports.all(); rest != ""; {
 					var p port
 					p, rest = next(rest)
-					if !f.port(p) || p.number < 0 || s.ports.repeated(p, rest, f) || e.repeatsTarget(k, fam, i, p, f) {
+					if p.number == last || p.number < 0 || !f.port(p) {
 						continue
 					}
-					if !a.srv(weight, p.number, target, s.id.cluster) {
+					last = p.number
+					if !e.repeatsTarget(k, fam, i, p.number, f) && !a.srv(weight, p.number, target, s.id.cluster) {
 						return false
 					}
 				}
@@ -507,20 +537,23 @@ func (l portList) numbered(f *filter) bool {
 	return false
 }
 
-// repeatsTarget says whether an endpoint of the k-th slice has a name and port that make an SRV record that is there
-// already: of the same slice, or of an earlier one.
-func (e *entry) repeatsTarget(k, fam, i int, p port, f *filter) bool {
-	s := e.slices[k]
+// repeatsName says whether the slice has the name of one of its endpoints for an earlier one, too.
+func (s *slice) repeatsName(fam, i int, f *filter) bool {
 	t := &s.fam[fam]
 	l := t.label(i)
-	if l != "" && (t.names(l, f, i) || fam == v6 && s.fam[v4].names(l, f, math.MaxInt)) {
-		return true
-	}
+	return l != "" && (t.names(l, f, i) || fam == v6 && s.fam[v4].names(l, f, math.MaxInt))
+}
+
+// repeatsTarget says whether an earlier slice than the k-th has the name of one of its endpoints, and the port.
+func (e *entry) repeatsTarget(k, fam, i int, number int32, f *filter) bool {
+	s := e.slices[k]
+	t := &s.fam[fam]
 	if !t.isShared(i) {
 		return false
 	}
+	l := t.label(i)
 	for _, o := range e.slices[:k] {
-		if !f.slice(o) || !o.ports.has(p.number, f) || o.id.cluster != s.id.cluster {
+		if !f.slice(o) || !o.ports.has(number, f) || o.id.cluster != s.id.cluster {
 			continue
 		}
 		if l != "" {
@@ -536,8 +569,12 @@ func (e *entry) repeatsTarget(k, fam, i int, p port, f *filter) bool {
 
 // names says whether an endpoint before the one with the index before is called label and is in the zone of f.
 func (t *table) names(label string, f *filter, before int) bool {
-	for _, i := range t.named([]byte(label)) {
-		if int(i) < before && t.inZone(int(i), f) {
+	for at := t.firstNamed([]byte(label)); t.isNamed(at, []byte(label)); at++ {
+		i := int(t.byLabel[at]) // rises
+		if i >= before {
+			return false
+		}
+		if t.inZone(i, f) {
 			return true
 		}
 	}
@@ -578,7 +615,7 @@ func (a *answer) begin(section int, owner uint16, t uint16, ttl uint32, dataLen 
 // room says whether n more octets fit. If not, and what has no room is not merely additional, the message is truncated:
 // a negative answer without its SOA record cannot be cached (RFC 2308 section 5).
 func (a *answer) room(section, n int) bool {
-	if len(a.msg)+n <= a.q.Limit {
+	if len(a.msg)+n <= a.q.Limit && a.counts[section] < math.MaxUint16 {
 		return true
 	}
 	if section != sectionAdditional {
@@ -621,8 +658,12 @@ func (a *answer) address(section int, owner uint16, octets string) bool {
 	return true
 }
 
-// glue writes the address of an endpoint, whose label is in wire format.
+// glue writes the address of an endpoint, whose label is in wire format. It leaves names out that are too long, as do
+// srv and ptrRecord, and returns true: nobody could ask for them, and one would spoil the message for all.
 func (a *answer) glue(label []byte, cluster, octets string) bool {
+	if len(label)+labelLen(cluster)+len(a.name.from(a.found.svc)) > maxName {
+		return true
+	}
 	if !a.room(sectionAdditional, len(label)+labelLen(cluster)+12+len(octets)) {
 		return false
 	}
@@ -653,8 +694,11 @@ func appendString(b []byte, label string) []byte {
 // it, each if it is not empty. It is not compressed (RFC 2782).
 func (a *answer) srv(weight uint16, number int32, label []byte, cluster string) bool {
 	service := a.name.from(a.found.svc)
-	n := 6 + len(label) + labelLen(cluster) + len(service)
-	if !a.begin(sectionAnswer, a.ownerPtr(), typeSRV, a.v.opts.TTL, n) {
+	n := len(label) + labelLen(cluster) + len(service)
+	if n > maxName {
+		return true
+	}
+	if !a.begin(sectionAnswer, a.ownerPtr(), typeSRV, a.v.opts.TTL, 6+n) {
 		return false
 	}
 	a.msg = append(a.msg, 0, 0, byte(weight>>8), byte(weight), byte(number>>8), byte(number))
@@ -668,61 +712,60 @@ func (a *answer) srv(weight uint16, number int32, label []byte, cluster string) 
 func (a *answer) ptr() {
 	o := a.found.owners
 	if len(o.services) > 0 {
-		a.ptrRecord(nil, o.services[0].wire)
+		// There is one but for moments; of more, the same one whichever came first.
+		s := slices.MinFunc(o.services, func(x, y *service) int { return strings.Compare(x.key, y.key) })
+		a.ptrRecord(nil, s.wire)
 		return
 	}
 	for k, id := range o.slices {
-		if s := a.v.sliceOf(id); s != nil {
-			a.endpointPTR(s, o.slices[:k])
+		// Those of a service stand together, and mostly there is one.
+		if k > 0 && o.slices[k-1].of == id.of {
+			continue
+		}
+		if k+1 < len(o.slices) && o.slices[k+1].of == id.of {
+			id = nil
+		}
+		if e := a.v.services.Get([]byte(o.slices[k].of.key)); e != nil {
+			a.endpointPTR(e, id)
+		}
+		if a.tc {
+			return
 		}
 	}
 }
 
-// sliceOf returns the state of a slice that is served.
-func (v *View) sliceOf(id *sliceID) *slice {
-	e := v.services.Get([]byte(id.of.key))
-	if e == nil {
-		return nil
-	}
-	for _, s := range e.slices {
-		if s.id == id {
-			return s
-		}
-	}
-	return nil
-}
-
-// endpointPTR writes the name that the address asked for has in s, unless one of the slices before has the same.
-func (a *answer) endpointPTR(s *slice, before []*sliceID) {
+// endpointPTR writes the names that the address asked for has in a service's slices, each once. If only is given, no
+// other slice has the address.
+func (a *answer) endpointPTR(e *entry, only *sliceID) {
 	var keyBuf [18]byte
 	key, _, _ := a.name.reverseAddr(keyBuf[:0])
 	fam := v4
 	if key[0] == 6 {
 		fam = v6
 	}
-	i, ok := s.fam[fam].find(fam, key[1:])
-	if !ok {
-		return
-	}
-	var label, other [64]byte
-	l := s.fam[fam].appendLabel(label[:0], fam, i)
-	for _, b := range before {
-		if b.of != s.id.of {
+	var seenBuf [4]string
+	seen := seenBuf[:0] // few: it ends with the room in the message
+	for _, s := range e.slices {
+		if only != nil && s.id != only {
 			continue
 		}
-		if o := a.v.sliceOf(b); o != nil {
-			if j, ok := o.fam[fam].find(fam, key[1:]); ok && string(o.fam[fam].appendLabel(other[:0], fam, j)) == string(l) {
-				return
-			}
+		t := &s.fam[fam]
+		i, ok := t.find(fam, key[1:])
+		if !ok || slices.Contains(seen, t.label(i)) {
+			continue
+		}
+		seen = append(seen, t.label(i))
+		var label [64]byte
+		if a.ptrRecord(t.appendLabel(label[:0], fam, i), e.of.wire); a.tc {
+			return
 		}
 	}
-	a.ptrRecord(l, s.id.of.wire)
 }
 
 func (a *answer) ptrRecord(label []byte, service string) {
 	primary := a.q.Origins.primary
 	n := len(label) + len(service) + len(primary)
-	if !a.begin(sectionAnswer, a.ownerPtr(), typePTR, a.v.opts.TTL, n) {
+	if n > maxName || !a.begin(sectionAnswer, a.ownerPtr(), typePTR, a.v.opts.TTL, n) {
 		return
 	}
 	a.msg = append(append(append(a.msg, label...), service...), primary...)

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -306,4 +307,102 @@ func benchZone(b *testing.B, n int) (*Zone, [][]byte) {
 	<-z.Ready()
 	runtime.GC()
 	return z, questions
+}
+
+// TestNamesTooLong: a name of more than 255 octets is left out, since a message with one is of no use to anyone.
+func TestNamesTooLong(t *testing.T) {
+	long := strings.Repeat("x", 63)
+	zone := strings.Repeat("zone.", 14)
+	name := long + "." + long + ".svc." + zone
+	z := start(t, Options{}, ns(long), svc(long+"/"+long, "None"),
+		slc(long+"/"+long, "s-1", "h:TCP:80", "10.1.0.1 host="+long, "10.1.0.2 host=y"),
+		ns("b"), svc("b/s", "None"), slc("b/s", "s-2", "", "10.1.0.1"))
+	var err error
+	if z.origins, err = NewOrigins([]string{zone, "in-addr.arpa."}, nil); err != nil {
+		t.Fatal(err)
+	}
+	z.expect(name, dns.TypeSRV, fmt.Sprintf("NOERROR\n%[1]s 5 SRV 0 50 80 y.%[1]s\n+ y.%[1]s 5 A 10.1.0.2", name))
+	z.expect("1.0.1.10.in-addr.arpa", dns.TypePTR, "NOERROR\n1.0.1.10.in-addr.arpa. 5 PTR 10-1-0-1.s.b.svc."+zone)
+	z.local = addrs("10.1.0.1")
+	z.expect(zone, dns.TypeNS, "NOERROR\n"+zone+" 5 NS 10-1-0-1.s.b.svc."+zone+"\n"+
+		zone+" 5 NS y."+name+"\n+ 10-1-0-1.s.b.svc."+zone+" 5 A 10.1.0.1\n+ y."+name+" 5 A 10.1.0.2")
+}
+
+// TestZoneWithinZone: what an alias leads to is looked for in the zone it is in.
+func TestZoneWithinZone(t *testing.T) {
+	z := start(t, Options{MultiCluster: true}, ns("a"), external("a/x", "web.a.svc.set.cluster.local"))
+	var err error
+	if z.origins, err = NewOrigins([]string{"cluster.local.", "set.cluster.local."}, []string{"set.cluster.local."}); err != nil {
+		t.Fatal(err)
+	}
+	msg := question(t, "x.a.svc.cluster.local", dns.TypeA)
+	if _, res := z.View().Answer(msg, Query{Type: dns.TypeA, Origins: z.origins, Limit: 512}); res.Status != Chase {
+		t.Errorf("%+v, want a chase", res)
+	}
+}
+
+// TestRepetitions: a record is there once, however many ports, slices and services would make it.
+func TestRepetitions(t *testing.T) {
+	z := start(t, Options{}, ns("a"), svc("a/s", "None"), svc("a/t", "None"), svc("a/v", "10.96.0.1", "a:UDP:2", "b:TCP:1", "c:TCP:2"),
+		slc("a/s", "s-1", "b:TCP:2,a:TCP:1,c:UDP:2", "10.1.0.1 host=h", "10.1.0.2 host=h"), slc("a/t", "t-1", "", "10.1.0.1"),
+		slc("a/s", "s-2", "c:UDP:2", "10.1.0.1 host=h", "10.1.0.3 host=h"), slc("a/s", "s-3", "", "10.1.0.1 host=other"))
+	z.expect("s.a.svc.cluster.local", dns.TypeSRV, `NOERROR
+		s.a.svc.cluster.local. 5 SRV 0 11 1 h.s.a.svc.cluster.local.
+		s.a.svc.cluster.local. 5 SRV 0 11 2 h.s.a.svc.cluster.local.
+		+ h.s.a.svc.cluster.local. 5 A 10.1.0.1
+		+ h.s.a.svc.cluster.local. 5 A 10.1.0.2
+		+ h.s.a.svc.cluster.local. 5 A 10.1.0.3`)
+	z.expect("h.s.a.svc.cluster.local", dns.TypeA, `NOERROR
+		h.s.a.svc.cluster.local. 5 A 10.1.0.1
+		h.s.a.svc.cluster.local. 5 A 10.1.0.2
+		h.s.a.svc.cluster.local. 5 A 10.1.0.3`)
+	z.expect("v.a.svc.cluster.local", dns.TypeSRV, `NOERROR
+		v.a.svc.cluster.local. 5 SRV 0 33 1 v.a.svc.cluster.local.
+		v.a.svc.cluster.local. 5 SRV 0 33 2 v.a.svc.cluster.local.
+		+ v.a.svc.cluster.local. 5 A 10.96.0.1`)
+	z.expect("1.0.1.10.in-addr.arpa", dns.TypePTR, `NOERROR
+		1.0.1.10.in-addr.arpa. 5 PTR 10-1-0-1.t.a.svc.cluster.local.
+		1.0.1.10.in-addr.arpa. 5 PTR h.s.a.svc.cluster.local.
+		1.0.1.10.in-addr.arpa. 5 PTR other.s.a.svc.cluster.local.`)
+}
+
+// TestLettersOfOthers: names are folded as the DNS does, so that none grows over the 63 octets of a label.
+func TestLettersOfOthers(t *testing.T) {
+	long := strings.Repeat("Ⱥ", 31) // its small letter takes one octet more
+	z := start(t, Options{EndpointPodNames: true}, ns("a"), svc("a/s", "None"), slc("a/s", "s-1", "", "10.1.0.1 pod="+long))
+	m := z.query("1.0.1.10.in-addr.arpa", dns.TypePTR, 512)
+	if len(m.Answer) != 1 {
+		t.Errorf("%v", m)
+	}
+}
+
+// TestCountsEnd: a header counts 65,535 records, and a transfer may ask for a message that has room for more.
+func TestCountsEnd(t *testing.T) {
+	objs := []cluster.Object{ns("a"), svc("a/s", "None")}
+	for k := range 66 {
+		s := &cluster.Slice{Namespace: "a", Service: "s", Name: fmt.Sprint("s-", k)}
+		for i := range 1000 {
+			a := netip.AddrFrom4([4]byte{10, byte(k), byte(i >> 8), byte(i)})
+			s.Endpoints = append(s.Endpoints, cluster.Endpoint{Addr: a, Ready: true})
+		}
+		objs = append(objs, s)
+	}
+	m := start(t, Options{}, objs...).query("s.a.svc.cluster.local", dns.TypeA, 1<<24)
+	if len(m.Answer) != 1<<16-1 || !m.Truncated {
+		t.Errorf("%d of 66000 records, TC %v", len(m.Answer), m.Truncated)
+	}
+}
+
+// TestManyServers: whoever names this server's address in their slices adds servers to the zone, but not without end.
+func TestManyServers(t *testing.T) {
+	objs := []cluster.Object{ns("a")}
+	for i := range 2 * maxServers {
+		s := fmt.Sprintf("a/s%d", i)
+		objs = append(objs, svc(s, "None"), slc(s, fmt.Sprint("s-", i), "", "10.1.0.1"))
+	}
+	z := start(t, Options{}, objs...)
+	z.local = addrs("10.1.0.1")
+	if n := len(z.query("cluster.local", dns.TypeNS, 1<<16-1).Answer); n != maxServers {
+		t.Errorf("%d servers", n)
+	}
 }

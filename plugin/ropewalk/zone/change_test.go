@@ -2,6 +2,7 @@ package zone
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -226,6 +227,111 @@ func TestAnyOrderSameAnswers(t *testing.T) {
 	}
 }
 
+// TestNothingIsLeftBehind makes random changes to a writer that holds on to what vanishes. Once it has let go, it must
+// know no more than one that is given the result at once, and nothing when everything is gone.
+func TestNothingIsLeftBehind(t *testing.T) {
+	opts := Options{TTL: 5, Settle: time.Hour, Pods: PodsVerified, MultiCluster: true, FollowReverse: true, Log: slog.Default()}
+	later := time.Now().Add(2 * time.Hour)
+	origins, err := NewOrigins([]string{"cluster.local.", "clusterset.local."}, []string{"clusterset.local."})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seed := range uint64(60) {
+		opts.IgnoreEmpty = seed%2 == 0
+		r := rand.New(rand.NewPCG(seed, 8))
+		w := newWriter(New(opts))
+		truth := map[string]cluster.Object{}
+		for range 300 {
+			o := randomObject(r)
+			key := fmt.Sprint(o.Kind(), o.Key())
+			if r.IntN(3) == 0 {
+				delete(truth, key)
+				w.take(cluster.Deleted(o.Kind(), o.Key(), time.Time{}))
+			} else {
+				truth[key] = o
+				w.take(cluster.Upserted(o, time.Time{}))
+			}
+			if r.IntN(10) == 0 {
+				w.release(time.Now())
+				w.publish()
+			}
+		}
+		w.release(later)
+		w.publish()
+		fresh := newWriter(New(opts))
+		for _, o := range truth {
+			fresh.take(cluster.Upserted(o, time.Time{}))
+		}
+		fresh.publish()
+		compareZones(t, &testZone{Zone: w.z, t: t, origins: origins}, &testZone{Zone: fresh.z, t: t, origins: origins})
+		for _, o := range truth {
+			w.take(cluster.Deleted(o.Kind(), o.Key(), time.Time{}))
+		}
+		w.release(later)
+		w.publish()
+		v := w.z.View()
+		n := v.services.Len() + v.imports.Len() + v.addrs.Len() + v.pods.Len() + v.reverse.Len()
+		n += len(w.spaces) + len(w.podsBy) + len(w.apexes) + len(w.held)
+		if n != 0 || v.counts != [2]Counts{} {
+			t.Errorf("%d things left behind, counts %+v", n, v.counts)
+		}
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+// TestMadeAnewWhileHeld has a service and its namespace go and come back while the service is held, all in one batch.
+func TestMadeAnewWhileHeld(t *testing.T) {
+	w := newWriter(New(Options{Settle: time.Hour}))
+	slice := slc("a/db", "db-1", "", "10.1.0.1")
+	for _, o := range []cluster.Object{ns("a"), svc("a/db", "None"), slice} {
+		w.take(cluster.Upserted(o, time.Time{}))
+	}
+	w.publish()
+	for _, o := range []cluster.Object{slice, svc("a/db", ""), ns("a")} {
+		w.take(cluster.Deleted(o.Kind(), o.Key(), time.Time{}))
+	}
+	w.take(cluster.Upserted(ns("a"), time.Time{}))
+	w.take(cluster.Upserted(svc("a/db", "10.96.0.1"), time.Time{}))
+	w.release(time.Now())
+	w.publish()
+	if n := w.z.View().services.Len(); n != 2 {
+		t.Errorf("%d entries, want those of the namespace and of the service", n)
+	}
+	w.take(cluster.Deleted(cluster.KindService, cluster.Key{Namespace: "a", Name: "db"}, time.Time{}))
+	w.take(cluster.Deleted(cluster.KindNamespace, cluster.Key{Name: "a"}, time.Time{}))
+	w.publish()
+	if n := w.z.View().services.Len(); n != 0 {
+		t.Errorf("%d entries are left of what was deleted", n)
+	}
+}
+
+// TestSliceOfNoService: labels tell capitals apart, and the names of services have none.
+func TestSliceOfNoService(t *testing.T) {
+	z := start(t, Options{}, ns("a"), svc("a/db", "None"), slc("a/db", "db-1", "", "10.1.0.1"), slc("a/DB", "db-2", "", "10.1.0.2"))
+	const db = "db.a.svc.cluster.local"
+	z.expect(db, dns.TypeA, "NOERROR\n"+db+". 5 A 10.1.0.1")
+	z.upsert(slc("a/db", "db-2", "", "10.1.0.2"))
+	z.expect(db, dns.TypeA, "NOERROR\n"+db+". 5 A 10.1.0.1\n"+db+". 5 A 10.1.0.2")
+	z.upsert(slc("a/DB", "db-2", "", "10.1.0.2"))
+	z.delete(slc("a/DB", "db-2", ""))
+	z.expect(db, dns.TypeA, "NOERROR\n"+db+". 5 A 10.1.0.1")
+	z.delete(svc("a/db", ""))
+	z.expect(db, dns.TypeA, "NXDOMAIN\nSOA cluster.local.")
+}
+
+// TestSliceOfBoth: an imported slice may carry the label of a Service, too, below which its cluster is no name.
+func TestSliceOfBoth(t *testing.T) {
+	s := slc("a/db", "db-1", "pg:TCP:5432", "10.1.0.1 host=h")
+	s.Import, s.Cluster = "db", "c1"
+	z := start(t, Options{MultiCluster: true}, ns("a"), svc("a/db", "None"), &cluster.ServiceImport{Namespace: "a", Name: "db", Headless: true}, s)
+	for zone, target := range map[string]string{"cluster.local": "h.db", "clusterset.local": "h.c1.db"} {
+		z.expect("db.a.svc."+zone, dns.TypeSRV, fmt.Sprintf("NOERROR\ndb.a.svc.%[1]s. 5 SRV 0 100 5432 %[2]s.a.svc.%[1]s.\n+ %[2]s.a.svc.%[1]s. 5 A 10.1.0.1", zone, target))
+		z.expect(target+".a.svc."+zone, dns.TypeA, fmt.Sprintf("NOERROR\n%[2]s.a.svc.%[1]s. 5 A 10.1.0.1", zone, target))
+	}
+}
+
 func compareZones(t *testing.T, a, b *testZone) {
 	t.Helper()
 	va, vb := a.View(), b.View()
@@ -294,11 +400,15 @@ func randomObject(r *rand.Rand) cluster.Object {
 		}
 	}
 	s := slc(key, fmt.Sprintf("%s-%d", name, r.IntN(3)), strings.Join(ports, ","), eps...)
-	switch r.IntN(6) {
+	switch r.IntN(8) {
 	case 0:
 		s.Service = fmt.Sprintf("s%d", r.IntN(4))
 	case 1:
 		s.Service, s.Import, s.Cluster = "", name, fmt.Sprintf("c%d", r.IntN(2))
+	case 2:
+		s.Import, s.Cluster = name, fmt.Sprintf("c%d", r.IntN(2))
+	case 3:
+		s.Service = strings.ToUpper(name) // which no service is called
 	}
 	return s
 }

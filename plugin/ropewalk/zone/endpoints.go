@@ -89,8 +89,9 @@ func (t *table) label(i int) string {
 	return t.labels[at : at+1+uint32(t.labels[at])]
 }
 
-// named yields the range of byLabel whose endpoints are called label, which is in wire format and in lower case.
-func (t *table) named(label []byte) []uint16 {
+// firstNamed returns where in byLabel the endpoints that are called label stand, if there are any. It is in wire format
+// and in lower case. They may be many, so nothing looks for the last one.
+func (t *table) firstNamed(label []byte) int {
 	lo, hi := 0, len(t.byLabel)
 	for lo < hi {
 		mid := (lo + hi) / 2
@@ -100,11 +101,22 @@ func (t *table) named(label []byte) []uint16 {
 			hi = mid
 		}
 	}
-	end := lo
-	for end < len(t.byLabel) && t.label(int(t.byLabel[end])) == string(label) {
-		end++
+	return lo
+}
+
+// isNamed says whether the endpoint at a place in byLabel is there and is called label.
+func (t *table) isNamed(at int, label []byte) bool {
+	return at < len(t.byLabel) && t.label(int(t.byLabel[at])) == string(label)
+}
+
+// hasName says whether the slice has an endpoint called label.
+func (s *slice) hasName(label []byte) bool {
+	for f := range s.fam {
+		if t := &s.fam[f]; t.isNamed(t.firstNamed(label), label) {
+			return true
+		}
 	}
-	return t.byLabel[lo:end]
+	return false
 }
 
 // appendLabel appends the label that names endpoint i, length octet first: its own name or, as CoreDNS has it, its
@@ -278,8 +290,8 @@ func (s *slice) endpoints(fam int, f *filter, fn func(i int) bool) bool {
 // called is endpoints for a filter that names one.
 func (t *table) called(fam int, f *filter, fn func(i int) bool) bool {
 	label := f.endpoint[:1+int(f.endpoint[0])]
-	for _, i := range t.named(label) {
-		if !fn(int(i)) {
+	for at := t.firstNamed(label); t.isNamed(at, label); at++ {
+		if !fn(int(t.byLabel[at])) {
 			return false
 		}
 	}
@@ -341,7 +353,7 @@ func newTable(f int, eps []endpoint, zonal bool) (t table) {
 	for i, e := range eps {
 		addrs.WriteString(e.addr)
 		if zonal {
-			t.zones = append(t.zones, unique.Make(strings.ToLower(e.zone)).Value())
+			t.zones = append(t.zones, unique.Make(lowerName(e.zone)).Value())
 		}
 		if e.label == "" {
 			continue
@@ -365,11 +377,11 @@ func newTable(f int, eps []endpoint, zonal bool) (t table) {
 func endpointLabel(e *cluster.Endpoint, podNames bool) string {
 	switch {
 	case isLabel(e.Hostname):
-		return strings.ToLower(e.Hostname)
+		return lowerName(e.Hostname)
 	case podNames && isLabel(e.PodName):
-		return strings.ToLower(e.PodName)
+		return lowerName(e.PodName)
 	case e.Written != "":
-		l := strings.ToLower(strings.NewReplacer(".", "-", ":", "-").Replace(e.Written))
+		l := lowerName(strings.NewReplacer(".", "-", ":", "-").Replace(e.Written))
 		if strings.HasSuffix(l, "-") {
 			l += "0"
 		}
@@ -380,6 +392,10 @@ func endpointLabel(e *cluster.Endpoint, podNames bool) string {
 	return ""
 }
 
+// isObjectName says whether a namespace or a service can be called s. The API has no capitals in their names; but a label
+// of a slice may have, and then it names no service.
+func isObjectName(s string) bool { return isLabel(s) && s == strings.ToLower(s) }
+
 func isLabel(s string) bool { return s != "" && len(s) <= 63 && !strings.Contains(s, ".") }
 
 // markShared fills shared.
@@ -388,7 +404,7 @@ func (t *table) markShared(f int, others []*slice) {
 		for _, o := range others {
 			_, dup := o.fam[f].find(f, []byte(t.addr(f, i)))
 			if l := t.label(i); !dup && l != "" {
-				dup = len(o.fam[v4].named([]byte(l))) > 0 || len(o.fam[v6].named([]byte(l))) > 0
+				dup = o.hasName([]byte(l))
 			}
 			if dup {
 				if t.shared == nil {
@@ -432,6 +448,8 @@ func servicePorts(ps []cluster.ServicePort) portList {
 }
 
 func endpointPorts(ps []cluster.EndpointPort) portList {
+	// In the order of their numbers, ports that make one SRV record follow each other.
+	ps = slices.SortedStableFunc(slices.Values(ps), func(a, b cluster.EndpointPort) int { return cmp.Compare(a.Port, b.Port) })
 	b := make([]byte, 0, 64)
 	for _, p := range ps {
 		b = appendPort(b, p.Port, string(p.Protocol), p.Name)
@@ -472,31 +490,6 @@ func next(packed string) (p port, rest string) {
 	return p, packed[n+1+int(packed[n]):]
 }
 
-// hasNumber says whether a port of the list before rest that f matches has the number of p: SRV records differ by
-// target and port alone.
-func (l portList) repeated(p port, rest string, f *filter) bool {
-	all := l.all()
-	for before := all[:len(all)-len(rest)]; len(before) > 0; {
-		var q port
-		q, before = next(before)
-		if len(before) > 0 && q.number == p.number && f.port(q) {
-			return true
-		}
-	}
-	return false
-}
-
-// matching returns how many of the ports f takes.
-func (l portList) matching(f *filter) (n int) {
-	for rest := l.all(); rest != ""; {
-		var p port
-		if p, rest = next(rest); f.port(p) {
-			n++
-		}
-	}
-	return n
-}
-
 // has says whether f takes a port with that number.
 func (l portList) has(number int32, f *filter) bool {
 	for rest := l.all(); rest != ""; {
@@ -519,6 +512,16 @@ func equalFold[A, B []byte | string](a A, b B) bool {
 		}
 	}
 	return true
+}
+
+// lowerName is strings.ToLower for the DNS, which has no case but that of ASCII letters; other letters would change the
+// length as well.
+func lowerName(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		b[i] = lower(c)
+	}
+	return string(b)
 }
 
 func lower(c byte) byte {

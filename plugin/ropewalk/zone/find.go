@@ -46,11 +46,29 @@ type filter struct {
 	// endpoints if it has none.
 	zone          []byte
 	zonal, prefer bool
+	// counted is the list that matching was asked about last, count what it returned.
+	counted portList
+	count   int
 }
 
 func (f *filter) port(p port) bool {
 	return (len(f.portName) == 0 || equalFold(f.portName, p.name)) &&
 		(len(f.protocol) == 0 || equalFold(f.protocol, p.protocol))
+}
+
+// matching returns how many ports of a list f takes. The slices of a service mostly have one list in common, which is
+// gone through once.
+func (f *filter) matching(l portList) int {
+	if f.counted != l {
+		f.counted, f.count = l, 0
+		for rest := l.all(); rest != ""; {
+			var p port
+			if p, rest = next(rest); f.port(p) {
+				f.count++
+			}
+		}
+	}
+	return f.count
 }
 
 // isZone says whether name, in lower case, is the topology zone that f gives.
@@ -224,10 +242,10 @@ func (v *View) pickZone(d *name, more int, r *found) {
 // exists says whether f picks anything of the service.
 func (e *entry) exists(f *filter) bool {
 	if e.kind == kindClusterIP && !f.hasEndpoint {
-		return e.ports.matching(f) > 0
+		return f.matching(e.ports) > 0
 	}
 	for _, s := range e.slices {
-		if f.slice(s) && s.ports.matching(f) > 0 && (!f.hasEndpoint || s.has(f)) {
+		if f.slice(s) && f.matching(s.ports) > 0 && (!f.hasEndpoint || s.has(f)) {
 			return true
 		}
 	}
@@ -269,8 +287,8 @@ func (v *View) isInner(d *name, more int, multi bool, e *entry) bool {
 	if e.kind == kindClusterIP {
 		return e.ports.names(l[1:])
 	}
-	for _, s := range e.slices {
-		if s.ports.names(l[1:]) {
+	for k, s := range e.slices {
+		if (k == 0 || s.ports != e.slices[k-1].ports) && s.ports.names(l[1:]) {
 			return true
 		}
 	}

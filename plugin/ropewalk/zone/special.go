@@ -15,6 +15,9 @@ type server struct{ name, octets string }
 
 const defaultServer = "\x02ns\x03dns"
 
+// maxServers is how many servers a zone has at most. Whoever may write slices can name this server's address in theirs.
+const maxServers = 100
+
 // servers returns what this server is called in the cluster: by the services that its local addresses are endpoints of
 // or, if there is none, ns.dns with the local addresses themselves.
 func (v *View) servers(local []netip.Addr) (found []server) {
@@ -25,7 +28,9 @@ func (v *View) servers(local []netip.Addr) (found []server) {
 			continue
 		}
 		for _, id := range o.slices {
-			found = append(found, v.serversOf(id)...)
+			if found = append(found, v.serversOf(id)...); len(found) > maxServers {
+				return found[:maxServers]
+			}
 		}
 	}
 	if len(found) > 0 {
@@ -81,13 +86,15 @@ func (a *answer) ns() {
 		if slices.ContainsFunc(servers[:i], func(o server) bool { return o.name == s.name }) {
 			continue
 		}
-		if !a.begin(sectionAnswer, a.ownerPtr(), typeNS, a.v.opts.TTL, len(fullName(s))) {
+		if n := len(fullName(s)); n > maxName {
+			continue
+		} else if !a.begin(sectionAnswer, a.ownerPtr(), typeNS, a.v.opts.TTL, n) {
 			return
 		}
 		a.msg = append(a.msg, fullName(s)...)
 	}
 	for i, s := range servers {
-		if slices.Contains(servers[:i], s) {
+		if slices.Contains(servers[:i], s) || len(fullName(s)) > maxName {
 			continue
 		}
 		if !a.room(sectionAdditional, len(fullName(s))+10+len(s.octets)) {
@@ -113,29 +120,26 @@ func (a *answer) defaultNS(t uint16) {
 // env writes the environment of a namespace or service: one TXT record, one variable a string. A record is not cut: if
 // it does not fit, the message is truncated.
 func (a *answer) env() {
+	room := min(a.q.Limit-len(a.msg), 1<<16-1)
+	services := []*entry{a.found.e}
+	if a.found.e == nil {
+		services = a.v.envServices(a.found.ns, room)
+	}
 	var vars []string
-	if a.found.e != nil {
-		vars = a.found.e.appendEnv(vars)
-	} else {
-		for _, e := range a.v.envServices(a.found.ns) {
-			vars = e.appendEnv(vars)
-			if len(vars) > 1<<16/8 {
-				break // more than a message can hold; a variable takes at least 8 octets
-			}
+	size := 0
+	for _, e := range services {
+		// What does not fit is not made: its variables are longer than what they are made of.
+		if size+len(e.ports.all()) > room {
+			a.tc = true
+			return
+		}
+		from := len(vars)
+		vars = e.appendEnv(vars)
+		for _, s := range vars[from:] {
+			size += 1 + min(len(s), 255)
 		}
 	}
-	size := 0
-	for _, s := range vars {
-		size += 1 + min(len(s), 255)
-	}
-	if size == 0 {
-		return
-	}
-	if size > 1<<16-1 {
-		a.tc = true
-		return
-	}
-	if !a.begin(sectionAnswer, a.ownerPtr(), typeTXT, a.v.opts.TTL, size) {
+	if size == 0 || !a.begin(sectionAnswer, a.ownerPtr(), typeTXT, a.v.opts.TTL, size) {
 		return
 	}
 	for _, s := range vars {
@@ -145,10 +149,15 @@ func (a *answer) env() {
 }
 
 // envServices returns the services that containers of a namespace find in their environment, by name: those with a
-// ClusterIP in the namespace itself, and default/kubernetes unless the namespace has one of that name.
-func (v *View) envServices(ns []byte) (found []*entry) {
+// ClusterIP in the namespace itself, and default/kubernetes unless the namespace has one of that name. If their
+// variables do not fit into room octets anyway, it may return no more than it takes to see that.
+func (v *View) envServices(ns []byte, room int) (found []*entry) {
+	const least = 1 + len("A_SERVICE_HOST=::")
 	var buf [64]byte
 	for key, e := range v.services.Prefixed(appendLower(buf[:0], ns)) {
+		if len(found)*least > room {
+			break
+		}
 		if e.kind == kindClusterIP && len(e.rrs) > 0 && len(key) > 1+len(ns) {
 			found = append(found, e)
 		}

@@ -125,7 +125,7 @@ func (w *writer) take(c cluster.Change) {
 	w.batch = append(w.batch, c)
 }
 
-// change dispatches an Upsert or Delete. It returns the service that the change is about, if it is about one.
+// change dispatches an Upsert or Delete. It returns the service of a slice, which may be held.
 func (w *writer) change(c cluster.Change) *service {
 	switch c.Kind {
 	case cluster.KindNamespace:
@@ -136,14 +136,14 @@ func (w *writer) change(c cluster.Change) *service {
 		if o != nil {
 			sp = newSpec(o)
 		}
-		return w.service(c.Key, false, o != nil, sp)
+		w.service(c.Key, false, o != nil, sp)
 	case cluster.KindServiceImport:
 		o, _ := c.Object.(*cluster.ServiceImport)
 		var sp *spec
 		if o != nil {
 			sp = newImportSpec(o)
 		}
-		return w.service(c.Key, true, o != nil, sp)
+		w.service(c.Key, true, o != nil, sp)
 	case cluster.KindSlice:
 		o, _ := c.Object.(*cluster.Slice)
 		w.slice(c.Key, true, o, true)
@@ -167,9 +167,9 @@ func (w *writer) change(c cluster.Change) *service {
 	return nil
 }
 
-// space returns the namespace called name, made if need be. It is nil for what cannot be a label.
+// space returns the namespace called name, made if need be. It is nil for what cannot be one.
 func (w *writer) space(name string) *space {
-	if !isLabel(name) {
+	if !isObjectName(name) {
 		return nil
 	}
 	sp := w.spaces[name]
@@ -186,9 +186,10 @@ func (w *writer) space(name string) *space {
 	return sp
 }
 
-// tidy forgets a namespace that has nothing in it.
+// tidy forgets a namespace that has nothing in it. A service that is still to be released may come from one that has
+// been forgotten, and made anew, since.
 func (w *writer) tidy(sp *space) {
-	if !sp.exists && len(sp.services)+len(sp.imports)+len(sp.slices)+len(sp.importSlices) == 0 {
+	if w.spaces[sp.name] == sp && !sp.exists && len(sp.services)+len(sp.imports)+len(sp.slices)+len(sp.importSlices) == 0 {
 		delete(w.spaces, sp.name)
 	}
 }
@@ -231,14 +232,14 @@ func labelKey(label string) []byte {
 	return append([]byte{byte(len(label))}, strings.ToLower(label)...)
 }
 
-// serviceNamed returns the service's identity, made if need be.
+// serviceNamed returns the service's identity, made if need be; nil for a name that no service can have.
 func (sp *space) serviceNamed(name string, imported bool) *service {
 	in := sp.services
 	if imported {
 		in = sp.imports
 	}
 	s := in[name]
-	if s == nil && isLabel(name) {
+	if s == nil && isObjectName(name) {
 		ns, svc := labelKey(sp.name), labelKey(name)
 		s = &service{
 			ns:       sp,
@@ -252,7 +253,7 @@ func (sp *space) serviceNamed(name string, imported bool) *service {
 	return s
 }
 
-// forget drops a service that nothing is known of any more.
+// forget drops a service that nothing is known of any more. As with tidy, it may have a successor of the same name.
 func (sp *space) forget(s *service) {
 	if s.spec != nil || s.ids > 0 || s.served != nil {
 		return
@@ -261,21 +262,23 @@ func (sp *space) forget(s *service) {
 	if s.imported {
 		in = sp.imports
 	}
-	delete(in, s.name())
+	if in[s.name()] == s {
+		delete(in, s.name())
+	}
 }
 
 // name returns the service's name without its namespace.
 func (s *service) name() string { return s.wire[1 : 1+s.wire[0]] }
 
-func (w *writer) service(key cluster.Key, imported, exists bool, sp *spec) *service {
+func (w *writer) service(key cluster.Key, imported, exists bool, sp *spec) {
 	ns := w.space(key.Namespace)
 	if ns == nil {
-		return nil
+		return
 	}
 	defer w.tidy(ns)
 	s := ns.serviceNamed(key.Name, imported)
 	if s == nil {
-		return nil
+		return
 	}
 	kind := cluster.KindService
 	if imported {
@@ -290,7 +293,6 @@ func (w *writer) service(key cluster.Key, imported, exists bool, sp *spec) *serv
 		w.reconcile(s)
 	}
 	ns.forget(s)
-	return nil
 }
 
 // slice takes in a slice in its role for a Service or for a ServiceImport; o is nil if it is gone. mayHold allows for
@@ -301,18 +303,19 @@ func (w *writer) slice(key cluster.Key, imported bool, o *cluster.Slice, mayHold
 		return nil
 	}
 	defer w.tidy(ns)
-	in, owner := ns.slices, ""
+	in, owner, from := ns.slices, "", ""
 	if imported {
 		in = ns.importSlices
 	}
-	if o != nil {
-		owner = o.Service
-		if imported {
-			owner = o.Import
-		}
+	switch {
+	case o == nil:
+	case imported:
+		owner, from = o.Import, o.Cluster
+	default:
+		owner = o.Service // which may stand for the import here: its endpoints' names have no cluster in them
 	}
 	id := in[key.Name]
-	if id != nil && (o == nil || id.of.name() != strings.ToLower(owner) || id.cluster != o.Cluster) {
+	if id != nil && (o == nil || id.of.name() != owner || id.cluster != from) {
 		delete(in, key.Name)
 		id.of.ids--
 		s := w.replaceSlice(id, nil, o, mayHold)
@@ -329,7 +332,7 @@ func (w *writer) slice(key cluster.Key, imported bool, o *cluster.Slice, mayHold
 		if s == nil {
 			return nil
 		}
-		id = &sliceID{of: s, cluster: strings.Clone(o.Cluster), name: strings.Clone(key.Name)}
+		id = &sliceID{of: s, cluster: strings.Clone(from), name: strings.Clone(key.Name)}
 		id.alone.slices = []*sliceID{id}
 		in[id.name] = id
 		s.ids++
@@ -357,7 +360,7 @@ func (w *writer) replaceSlice(id *sliceID, next *slice, o *cluster.Slice, mayHol
 		s.slices = append(s.slices, next)
 	}
 	if mayHold && w.opts.Settle > 0 && s.hold.until.IsZero() && s.served != nil && prev != nil {
-		w.startHold(s, prev, o)
+		w.startHold(s, prev, next, o)
 	}
 	if s.held() {
 		return s
@@ -368,9 +371,9 @@ func (w *writer) replaceSlice(id *sliceID, next *slice, o *cluster.Slice, mayHol
 	return s
 }
 
-// startHold holds s if the endpoints that o lacks, compared to prev, take a name with them.
-func (w *writer) startHold(s *service, prev *slice, o *cluster.Slice) {
-	labels, vanished := vanished(prev, o)
+// startHold holds s if the endpoints that o lacks, compared to prev, take a name with them. next is what o has ready.
+func (w *writer) startHold(s *service, prev, next *slice, o *cluster.Slice) {
+	labels, vanished := vanished(prev, next, o)
 	emptied := vanished && s.served.ready > 0 && s.ready() == 0 &&
 		(s.served.kind == kindHeadless || w.opts.IgnoreEmpty)
 	if !emptied && len(labels) == 0 {
@@ -395,7 +398,7 @@ func (s *service) held() bool {
 	}
 	return slices.ContainsFunc(s.hold.labels, func(l string) bool {
 		return !slices.ContainsFunc(s.slices, func(sl *slice) bool {
-			return len(sl.fam[v4].named([]byte(l))) > 0 || len(sl.fam[v6].named([]byte(l))) > 0
+			return sl.hasName([]byte(l))
 		})
 	})
 }
@@ -409,10 +412,15 @@ func (s *service) ready() (n int) {
 
 // vanished returns the names of endpoints that prev has and o does not even mention, and whether there is such an
 // endpoint at all, with a name or not. An endpoint that is still there, but not ready, has not vanished.
-func vanished(prev *slice, o *cluster.Slice) (labels []string, any bool) {
+func vanished(prev, next *slice, o *cluster.Slice) (labels []string, any bool) {
 	for f := range prev.fam {
 		t := &prev.fam[f]
 		for i := range t.len(f) {
+			if next != nil {
+				if _, ok := next.fam[f].find(f, []byte(t.addr(f, i))); ok {
+					continue // as most are: o is not sorted
+				}
+			}
 			a, l := toAddr(t.addr(f, i)), t.label(i)
 			if o != nil && slices.ContainsFunc(o.Endpoints, func(e cluster.Endpoint) bool {
 				return e.Addr.Unmap() == a || l != "" && equalFold(e.Hostname, l[1:])
@@ -599,7 +607,12 @@ func (w *writer) own(f int, addr string, s *service, id *sliceID) {
 	case s != nil:
 		w.addrs.Set(key, &owners{append(slices.Clip(cur.services), s), cur.slices})
 	default:
-		w.addrs.Set(key, &owners{cur.services, append(slices.Clip(cur.slices), id)})
+		// Next to another slice of its service, so that answers have to look at a service once.
+		i := 1 + slices.IndexFunc(cur.slices, func(x *sliceID) bool { return x.of == id.of })
+		if i == 0 {
+			i = len(cur.slices)
+		}
+		w.addrs.Set(key, &owners{cur.services, slices.Insert(slices.Clip(cur.slices), i, id)})
 	}
 }
 
