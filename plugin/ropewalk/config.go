@@ -317,7 +317,6 @@ func (cfg *config) zoneOptions() zone.Options {
 		FollowReverse:    cfg.followReverse,
 		Namespaces:       cfg.namespaces,
 		Served:           observe,
-		Log:              logger(),
 	}
 }
 
@@ -354,7 +353,7 @@ func (cfg *config) newSource() (cluster.Source, error) {
 // feedKey is equal for configurations that can share a feed.
 func (cfg *config) feedKey() string {
 	o := cfg.zoneOptions()
-	o.Served, o.Log = nil, nil
+	o.Served = nil
 	api := cfg.api
 	return fmt.Sprintf("%#v|%#v|%q|%#v|%q", o, cfg.interest(), cfg.manifests, []any{
 		api.Kubeconfig, api.Context, api.Endpoint, api.CertFile, api.KeyFile, api.CAFile, api.QPS, api.Burst, api.MaxInflight},

@@ -125,12 +125,12 @@ func (p *page[V]) insert(i int, suffix []byte, v *V) *page[V] {
 	return c
 }
 
-// remove returns the page without the items from from to to, nil if none is left.
-func (p *page[V]) remove(from, to int) *page[V] {
-	if to-from == len(p.vals) {
+// remove returns the page without the i-th item, nil if none is left.
+func (p *page[V]) remove(i int) *page[V] {
+	if len(p.vals) == 1 {
 		return nil
 	}
-	return newPage(slices.Delete(p.items(""), from, to))
+	return newPage(slices.Delete(p.items(""), i, i+1))
 }
 
 func hasPrefix(s string, prefix []byte) bool {

@@ -135,7 +135,7 @@ func run(t *testing.T, program []byte) {
 		op := program[0]
 		program = program[1:]
 		k := key()
-		switch op % 8 {
+		switch op % 7 {
 		case 0, 1, 2, 3:
 			v := new(int)
 			if got := txn.Set(k, v); got != o[string(k)] {
@@ -148,14 +148,6 @@ func run(t *testing.T, program []byte) {
 			}
 			delete(o, string(k))
 		case 6:
-			gone := o.prefixed(string(k))
-			if got := txn.DeletePrefix(k); got != len(gone) {
-				t.Fatalf("DeletePrefix(%q) = %d, want %d", k, got, len(gone))
-			}
-			for _, g := range gone {
-				delete(o, g)
-			}
-		case 7:
 			tree = txn.Commit()
 			if op&8 != 0 {
 				txn = tree.Txn()
@@ -209,14 +201,6 @@ func TestManyKeys(t *testing.T) {
 			k := key()
 			grow := i < 1500
 			switch {
-			case r.IntN(1000) == 0:
-				n := len(o.prefixed(k))
-				if got := txn.DeletePrefix([]byte(k)); got != n {
-					t.Fatalf("DeletePrefix(%q) = %d, want %d", k, got, n)
-				}
-				for _, g := range o.prefixed(k) {
-					delete(o, g)
-				}
 			case (r.IntN(10) < 8) == grow:
 				o[k] = new(int)
 				txn.Set([]byte(k), o[k])

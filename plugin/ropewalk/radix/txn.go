@@ -20,12 +20,6 @@ func (x *Txn[V]) Commit() Tree[V] {
 	return t
 }
 
-// Len returns how many keys there are, changes so far included.
-func (x *Txn[V]) Len() int { return x.t.size }
-
-// Walk is Tree.Walk, changes so far included.
-func (x *Txn[V]) Walk(key []byte) Match[V] { return x.t.Walk(key) }
-
 // Get is Tree.Get, changes so far included.
 func (x *Txn[V]) Get(key []byte) *V { return x.t.Get(key) }
 
@@ -50,15 +44,6 @@ func (x *Txn[V]) Delete(key []byte) (old *V) {
 	x.t.root = x.delete(x.t.root, key)
 	x.t.size--
 	return old
-}
-
-// DeletePrefix removes every key that starts with prefix, prefix itself included, and returns how many there were. Its
-// cost is that of one Delete, plus counting.
-func (x *Txn[V]) DeletePrefix(prefix []byte) int {
-	var gone int
-	x.t.root, gone = x.deletePrefix(x.t.root, prefix)
-	x.t.size -= gone
-	return gone
 }
 
 func (x *Txn[V]) set(s slot[V], key []byte, v *V) (_ slot[V], old *V) {
@@ -137,7 +122,7 @@ func (x *Txn[V]) fork(n *node[V], common int, key []byte, v *V) slot[V] {
 func (x *Txn[V]) delete(s slot[V], key []byte) slot[V] {
 	if p := s.page; p != nil {
 		i, _ := p.search(key)
-		return slot[V]{page: p.remove(i, i+1)}
+		return slot[V]{page: p.remove(i)}
 	}
 	rest := key[len(s.node.prefix):]
 	if len(rest) == 0 {
@@ -147,39 +132,6 @@ func (x *Txn[V]) delete(s slot[V], key []byte) slot[V] {
 	}
 	i, _ := slices.BinarySearch(s.node.keys, rest[0])
 	return x.replace(s.node, i, x.delete(s.node.slots[i], rest[1:]))
-}
-
-func (x *Txn[V]) deletePrefix(s slot[V], prefix []byte) (_ slot[V], gone int) {
-	if p := s.page; p != nil {
-		from, to := p.prefixed(prefix)
-		if from == to {
-			return s, 0
-		}
-		return slot[V]{page: p.remove(from, to)}, to - from
-	}
-	n := s.node
-	if n == nil {
-		return s, 0
-	}
-	if len(prefix) <= len(n.prefix) {
-		if n.prefix[:len(prefix)] != string(prefix) {
-			return s, 0
-		}
-		return slot[V]{}, s.count()
-	}
-	if string(prefix[:len(n.prefix)]) != n.prefix {
-		return s, 0
-	}
-	rest := prefix[len(n.prefix):]
-	i, found := slices.BinarySearch(n.keys, rest[0])
-	if !found {
-		return s, 0
-	}
-	c, gone := x.deletePrefix(n.slots[i], rest[1:])
-	if gone == 0 {
-		return s, 0
-	}
-	return x.replace(n, i, c), gone
 }
 
 // own returns a node that this transaction may write to: n itself or a copy.
@@ -232,20 +184,6 @@ func (n *node[V]) insert(i int, octet byte, c slot[V]) {
 	}
 	n.keys = slices.Insert(n.keys, i, octet)
 	n.slots = slices.Insert(n.slots, i, c)
-}
-
-func (s slot[V]) count() int {
-	if s.page != nil {
-		return len(s.page.vals)
-	}
-	c := 0
-	if s.node.val != nil {
-		c = 1
-	}
-	for _, k := range s.node.slots {
-		c += k.count()
-	}
-	return c
 }
 
 func leaf[V any](suffix []byte, v *V) slot[V] {

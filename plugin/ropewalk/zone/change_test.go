@@ -2,7 +2,6 @@ package zone
 
 import (
 	"fmt"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -230,7 +229,7 @@ func TestAnyOrderSameAnswers(t *testing.T) {
 // TestNothingIsLeftBehind makes random changes to a writer that holds on to what vanishes. Once it has let go, it must
 // know no more than one that is given the result at once, and nothing when everything is gone.
 func TestNothingIsLeftBehind(t *testing.T) {
-	opts := Options{TTL: 5, Settle: time.Hour, Pods: PodsVerified, MultiCluster: true, FollowReverse: true, Log: slog.Default()}
+	opts := Options{TTL: 5, Settle: time.Hour, Pods: PodsVerified, MultiCluster: true, FollowReverse: true}
 	later := time.Now().Add(2 * time.Hour)
 	origins, err := NewOrigins([]string{"cluster.local.", "clusterset.local."}, []string{"clusterset.local."})
 	if err != nil {

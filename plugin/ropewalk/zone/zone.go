@@ -10,7 +10,6 @@ package zone
 
 import (
 	"context"
-	"log/slog"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -36,8 +35,7 @@ const (
 type Options struct {
 	// TTL is that of all records, in seconds.
 	TTL uint32
-	// Pods is the mode of pod names. WatchPods asks for the pods even where the mode does not need them (autopath,
-	// metadata).
+	// Pods is the mode of pod names. WatchPods asks for the pods even where the mode does not need them (autopath).
 	Pods      PodMode
 	WatchPods bool
 	// EndpointPodNames names an endpoint after its pod where it has no hostname.
@@ -60,8 +58,6 @@ type Options struct {
 	// if a name would vanish with them: time for the other half of a move between slices to arrive. 0 means 100 ms; less
 	// than 0 means none.
 	Settle time.Duration
-	// Log gets what an operator should know; nil means slog.Default.
-	Log *slog.Logger
 	// Served, if set, is called by the writer for each change that has just become visible to queries.
 	Served func(c cluster.Change, at time.Time)
 }
@@ -102,9 +98,6 @@ const queueLen = 4096
 func New(opts Options) *Zone {
 	if opts.Settle == 0 {
 		opts.Settle = defaultSettle
-	}
-	if opts.Log == nil {
-		opts.Log = slog.Default()
 	}
 	z := &Zone{
 		opts:  opts,
