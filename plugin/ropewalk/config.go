@@ -38,6 +38,7 @@ type config struct {
 	zonal, env          bool
 	autopath            bool
 	startupTimeout      time.Duration
+	fast                fastMode
 
 	manifests string
 	api       apiserver.Config
@@ -252,6 +253,11 @@ var options = map[string]option{
 		cfg.autopath = true
 		return nil
 	}},
+	"fastpath": {0, 1, "fastpath 4", false, func(cfg *config, args []string) error {
+		mode, err := parseFastpath(args)
+		cfg.fast = mode
+		return err
+	}},
 	"env": {0, 0, "env", false, func(cfg *config, _ []string) error {
 		cfg.env = true
 		return nil
@@ -262,6 +268,21 @@ var podModes = map[string]zone.PodMode{
 	"disabled": zone.PodsDisabled,
 	"insecure": zone.PodsInsecure,
 	"verified": zone.PodsVerified,
+}
+
+// parseFastpath reads [on|off|SOCKETS].
+func parseFastpath(args []string) (fastMode, error) {
+	switch {
+	case len(args) == 0 || args[0] == "on":
+		return fastMode{asked: true}, nil
+	case args[0] == "off":
+		return fastMode{off: true}, nil
+	}
+	n, err := strconv.Atoi(args[0])
+	if err != nil || n < 1 || n > maxFastSockets {
+		return fastMode{}, fmt.Errorf("%q is none of on, off and a number of sockets from 1 to %d", args[0], maxFastSockets)
+	}
+	return fastMode{asked: true, sockets: n}, nil
 }
 
 func parseCount(arg string, n *int) error {

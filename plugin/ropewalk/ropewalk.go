@@ -44,6 +44,7 @@ type Ropewalk struct {
 	// autopath says that search paths are completed here; hostSearch is what the nodes' resolv.conf adds to them.
 	autopath   bool
 	hostSearch []string
+	fast       fastMode
 }
 
 // Name implements plugin.Handler.

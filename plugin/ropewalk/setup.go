@@ -36,12 +36,9 @@ func setup(c *caddy.Controller) error {
 		return h
 	})
 	c.Set(h, struct{}{}) // tells the instance of CoreDNS that h is part of
-	h.running = func() bool {
-		return slices.ContainsFunc(caddy.Instances(), func(i *caddy.Instance) bool {
-			i.StorageMu.RLock()
-			defer i.StorageMu.RUnlock()
-			return i.Storage[h] != nil
-		})
+	h.running = func() bool { return slices.ContainsFunc(caddy.Instances(), h.isPartOf) }
+	if conf.UDPDecorateWriterFunc == nil { // or else it is the plugin shed's
+		conf.UDPDecorateWriterFunc = decorate
 	}
 	c.OnStartup(func() error {
 		cfg.metadata = conf.Handler("metadata") != nil
@@ -52,15 +49,39 @@ func setup(c *caddy.Controller) error {
 		h.await(cfg.startupTimeout)
 		return nil
 	})
-	c.OnShutdown(func() error {
-		feeds.leave(h)
+	// A reload calls OnRestart, starts another instance, stops this one and calls OnShutdown. At the end of the process,
+	// OnShutdown comes first, then OnFinalShutdown (where the health plugin waits for its lameduck), and then the stop: until
+	// it, everything goes on.
+	restarting := false
+	c.OnRestart(func() error {
+		restarting = true
 		return nil
 	})
 	c.OnRestartFailed(func() error {
+		restarting = false
 		feeds.startFailed()
 		return nil
 	})
+	c.OnShutdown(func() error {
+		if restarting {
+			fronts.leave(h)
+			feeds.leave(h)
+		}
+		return nil
+	})
+	c.OnFinalShutdown(func() error {
+		fronts.finish(h)
+		feeds.leave(h)
+		return nil
+	})
 	return nil
+}
+
+// isPartOf says whether h is part of an instance of CoreDNS.
+func (h *Ropewalk) isPartOf(i *caddy.Instance) bool {
+	i.StorageMu.RLock()
+	defer i.StorageMu.RUnlock()
+	return i.Storage[h] != nil
 }
 
 // newHandler makes the handler of a configuration, and tries the source of its records as far as that goes without
@@ -84,6 +105,7 @@ func newHandler(cfg *config) (*Ropewalk, error) {
 		upstream:   upstream.New(),
 		autopath:   cfg.autopath,
 		hostSearch: searchFromResolvConf(),
+		fast:       cfg.fast,
 	}, nil
 }
 

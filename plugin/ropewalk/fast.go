@@ -1,0 +1,232 @@
+package ropewalk
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin/bufsize"
+	"github.com/coredns/coredns/plugin/metrics/vars"
+	"github.com/coredns/coredns/plugin/pkg/edns"
+	"github.com/miekg/dns"
+
+	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/fastpath"
+	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/zone"
+)
+
+// fastMode is what the option fastpath says.
+type fastMode struct {
+	off bool
+	// asked says that the operator asked for the fast path, rather than got it by default.
+	asked bool
+	// sockets is how many there are to be; 0 leaves it to us.
+	sockets int
+}
+
+// count returns the number of sockets: one for each processor that Go uses, unless the operator has another wish.
+func (m fastMode) count() int {
+	if m.sockets > 0 {
+		return m.sockets
+	}
+	return min(runtime.GOMAXPROCS(0), maxFastSockets)
+}
+
+// maxFastSockets bounds the option. Each socket has 260 KiB of buffers.
+const maxFastSockets = 256
+
+// fastHandler works out what of a server's queries can be answered ahead of its plugins. It returns nil if nothing can, and
+// logs why where somebody may wonder.
+func fastHandler(s *dnsserver.Server) (*fastpath.Handler, fastMode) {
+	internals, err := serverInternals(s)
+	if err != nil {
+		log.Warningf("fastpath is off at %s: this version of CoreDNS is not known to it: %v", s.Addr, err)
+		return nil, fastMode{off: true}
+	}
+	if err := internals.blocks(s); err != nil {
+		log.Infof("fastpath is off at %s: %v", s.Addr, err)
+		return nil, fastMode{off: true}
+	}
+	names := make([]string, 0, len(internals.zones))
+	for z := range internals.zones {
+		names = append(names, z)
+	}
+	slices.Sort(names)
+	var (
+		mode    = fastMode{off: true}
+		on      []string
+		wires   [][]byte
+		observe []*dnsserver.Config
+		h       = &fastpath.Handler{}
+	)
+	for _, z := range names {
+		var r *fastpath.Responder
+		configs := internals.zones[z]
+		if rw, ok := configs[0].Handler(pluginName).(*Ropewalk); ok && !rw.fast.off {
+			if r, err = rw.responder(configs); err == nil {
+				on = append(on, z)
+				mode = rw.fast
+			} else if rw.fast.asked {
+				log.Warningf("fastpath is off for %s at %s: %v", z, s.Addr, err)
+			} else {
+				log.Infof("fastpath is off for %s at %s: %v", z, s.Addr, err)
+			}
+		}
+		wires = append(wires, wireZone(z))
+		h.Responders = append(h.Responders, r)
+		observe = append(observe, configs[0])
+	}
+	if len(on) == 0 {
+		return nil, mode
+	}
+	h.Zones = fastpath.NewSuffixes(wires...)
+	h.Serve = func(q *fastpath.Query) { serveMiss(s, q) }
+	h.NewObserver = func() fastpath.Observer { return newObserver(s.Addr, observe) }
+	h.Dropped = func() { fastDropped.Inc() }
+	h.Panicked = func(reason any) {
+		log.Errorf("Recovered from panic in the fast path: %q %v\n%s", s.Addr, reason, debug.Stack())
+		vars.Panic.Inc()
+	}
+	log.Infof("fastpath is on for %s at %s with %d sockets", strings.Join(on, " "), s.Addr, mode.count())
+	return h, mode
+}
+
+// wireZone returns a zone's name in wire format.
+func wireZone(z string) []byte {
+	buf := make([]byte, 256)
+	n, err := dns.PackDomainName(z, buf, 0, nil, false)
+	if err != nil {
+		return nil // no name in a query is that zone's
+	}
+	return buf[:n]
+}
+
+// responder returns what answers for a server block in its plugin chain's place, or an error that says which plugin does
+// not allow it.
+func (h *Ropewalk) responder(configs []*dnsserver.Config) (*fastpath.Responder, error) {
+	if len(configs) > 1 || len(configs[0].FilterFuncs) > 0 {
+		return nil, fmt.Errorf("the plugin view has to see every query")
+	}
+	r := &fastpath.Responder{
+		Zone:         h.zone,
+		Query:        zone.Query{Origins: h.origins, Local: h.local},
+		PositiveOnly: h.autopath,
+		EchoesOption: edns.SupportedOption,
+	}
+	var through [][]byte
+	for _, z := range h.Fall.Zones {
+		through = append(through, wireZone(z))
+	}
+	r.Fallthrough = fastpath.NewSuffixes(through...)
+	ahead, err := handlersAhead(configs[0])
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range ahead {
+		switch name := p.Name(); name {
+		case "prometheus": // the fast path counts for it
+		case "errors", "metadata", "cancel": // nothing fails here, wants to be described, or takes long
+		case "cache": // a ready-made answer is no slower than a cached one, and newer
+		case "transfer", "chaos", "any", "nsid": // their queries are of a kind that is left to the plugins
+		case "autopath":
+			r.PositiveOnly = true
+		case "bufsize":
+			b, ok := p.(bufsize.Bufsize)
+			if !ok {
+				return nil, fmt.Errorf("the plugin bufsize is not known in this form")
+			}
+			r.UDPSize = uint16(b.Size)
+		case "loadbalance":
+			if !isRoundRobin(p) { // the order of ready-made answers goes round, too
+				return nil, fmt.Errorf("the plugin loadbalance with a policy other than round_robin has to see every answer")
+			}
+		default:
+			return nil, fmt.Errorf("the plugin %s has to see every query", name)
+		}
+	}
+	return r, nil
+}
+
+// serveMiss takes a query to the server, as its own socket would have.
+func serveMiss(s *dnsserver.Server, q *fastpath.Query) {
+	w := &responseWriter{q: q}
+	m := new(dns.Msg)
+	err := m.Unpack(q.Msg)
+	switch dns.DefaultMsgAcceptFunc(header(q.Msg)) {
+	case dns.MsgIgnore:
+		return
+	case dns.MsgRejectNotImplemented:
+		reject(w, m, dns.RcodeNotImplemented)
+		return
+	case dns.MsgReject:
+		reject(w, m, dns.RcodeFormatError)
+		return
+	}
+	if err != nil {
+		reject(w, m, dns.RcodeFormatError)
+		return
+	}
+	ctx := context.WithValue(context.Background(), dnsserver.Key{}, s)
+	ctx = context.WithValue(ctx, dnsserver.LoopKey{}, 0)
+	s.ServeDNS(ctx, w, m)
+}
+
+// header reads a header, as far as the decision whether to accept a message needs it.
+func header(b []byte) dns.Header {
+	at := func(i int) uint16 { return uint16(b[i])<<8 | uint16(b[i+1]) }
+	return dns.Header{Id: at(0), Bits: at(2), Qdcount: at(4), Ancount: at(6), Nscount: at(8), Arcount: at(10)}
+}
+
+// reject answers what is not a query that the server would take, with as little as miekg/dns does.
+func reject(w dns.ResponseWriter, m *dns.Msg, rcode int) {
+	opcode := m.Opcode
+	m.SetRcodeFormatError(m)
+	m.Zero = false
+	if rcode == dns.RcodeNotImplemented {
+		m.Opcode, m.Rcode = opcode, rcode
+	}
+	m.Ns, m.Answer, m.Extra = nil, nil, nil
+	w.WriteMsg(m)
+}
+
+// responseWriter is the way back to the client of a query that the fast path handed on.
+type responseWriter struct{ q *fastpath.Query }
+
+// LocalAddr implements dns.ResponseWriter.
+func (w *responseWriter) LocalAddr() net.Addr { return w.q.LocalAddr() }
+
+// RemoteAddr implements dns.ResponseWriter.
+func (w *responseWriter) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(w.q.From) }
+
+// WriteMsg implements dns.ResponseWriter.
+func (w *responseWriter) WriteMsg(m *dns.Msg) error {
+	msg, err := m.Pack()
+	if err != nil {
+		return err
+	}
+	return w.q.Reply(msg)
+}
+
+// Write implements dns.ResponseWriter.
+func (w *responseWriter) Write(b []byte) (int, error) {
+	if err := w.q.Reply(b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// Close implements dns.ResponseWriter. The socket is everybody's.
+func (w *responseWriter) Close() error { return nil }
+
+// TsigStatus implements dns.ResponseWriter. A server with keys has no fast path.
+func (w *responseWriter) TsigStatus() error { return nil }
+
+// TsigTimersOnly implements dns.ResponseWriter.
+func (w *responseWriter) TsigTimersOnly(bool) {}
+
+// Hijack implements dns.ResponseWriter.
+func (w *responseWriter) Hijack() {}
