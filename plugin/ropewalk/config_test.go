@@ -104,7 +104,7 @@ func TestParse(t *testing.T) {
 			}
 			want := &config{zones: []string{"cluster.local."}, ttl: 5, startupTimeout: 5 * time.Second}
 			test.want(want)
-			if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}), cmpopts.EquateEmpty(),
+			if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}, fastMode{}), cmpopts.EquateEmpty(),
 				cmpopts.IgnoreFields(config{}, "stanzaAt", "sourceAt"), cmpopts.IgnoreFields(apiserver.Config{}, "Log", "OnError")); diff != "" {
 				t.Errorf("want -, got +\n%s", diff)
 			}

@@ -28,7 +28,7 @@ type user struct {
 	conn *net.UDPConn
 }
 
-// frontage holds the fronts by their address. CoreDNS gives instances of a plugin no other place to meet.
+// frontage holds the fronts by the address that their sockets are bound to. CoreDNS gives instances of a plugin no other place to meet.
 type frontage struct {
 	mu     sync.Mutex
 	fronts map[string]*front
@@ -53,7 +53,7 @@ func decorate(s *dnsserver.Server) dns.DecorateWriter {
 		return nil
 	}
 	h, mode := fastHandler(s)
-	fronts.join(s.Addr, &user{inst: inst, conn: conn}, h, mode.count())
+	fronts.join(conn.LocalAddr().String(), &user{inst: inst, conn: conn}, h, mode.count())
 	return nil
 }
 
@@ -88,7 +88,7 @@ func (r *frontage) join(addr string, u *user, h *fastpath.Handler, sockets int) 
 	case old != nil && old.Len() == sockets:
 		old.Handle(h)
 	default:
-		g, err := fastpath.Open(u.conn.LocalAddr().String(), sockets, h)
+		g, err := fastpath.Open(addr, sockets, h)
 		if err != nil {
 			log.Warningf("fastpath is off at %s: %v", addr, err)
 		}
