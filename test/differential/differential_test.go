@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -32,6 +33,8 @@ type config struct {
 	// zones are those of the plugins' stanzas, options the lines in them; around are further lines of the server block.
 	zones, options, around []string
 	bind                   string
+	// noFastPath says that a plugin is in the way of the fast path.
+	noFastPath bool
 	// every thins the questions out: one of so many is asked. about picks the names that the configuration is about.
 	every uint32
 	about func(name string) bool
@@ -53,13 +56,20 @@ type way struct {
 // list is for people who work on the document.
 var list = flag.String("list", "", "write all differences to this file, one a line")
 
-// ways are held to the same answers of stock.
-var ways = []way{{name: "chain"}}
+// ways are held to the same answers of stock. Those behind the first differ from it over UDP only.
+var ways = []way{
+	{"chain", []string{"fastpath off"}},
+	{"fast path", []string{"fastpath on"}},
+	{"fast path with 4 sockets", []string{"fastpath 4"}},
+}
 
 var (
 	cluster = []string{"cluster.local", "in-addr.arpa", "ip6.arpa"}
 
-	// upstream answers for what aliases point to.
+	// upstream answers for what aliases point to, in a server block of its own: the plugin template would keep the fast path
+	// from being used in the one that it stands in.
+	upstreamZones = []string{"ok.example.com", "nodata.example.com", "cname.example.com", "back.example.com", "nx.example.com",
+		"fail.example.com", "refused.example.com"}
 	upstream = []string{
 		"template IN A ok.example.com {\n  answer \"{{ .Name }} 60 IN A 192.0.2.1\"\n  answer \"{{ .Name }} 60 IN A 192.0.2.2\"\n}",
 		"template IN AAAA ok.example.com {\n  answer \"{{ .Name }} 60 IN AAAA 2001:db8::1\"\n}",
@@ -181,20 +191,25 @@ func TestSameAsStock(t *testing.T) {
 				from = api.Kubeconfig(t.TempDir())
 			}
 			stock := start(t, corefile(c, "kubernetes", from, nil))
+			var ours []*server
 			for _, w := range ways {
-				ours := start(t, corefile(c, "ropewalk", from, w.lines))
-				r := &report{config: c.name}
-				r.run(t, stock, ours, c.questions(objs))
-				r.hush(t, stock, ours, c)
-				for _, z := range c.transfers {
-					r.transfer(t, stock, ours, z)
-				}
-				for _, s := range r.torn[:min(len(r.torn), 5)] {
-					t.Error(s)
-				}
-				t.Logf("%s: %d questions, %d answered differently", w.name, r.asked, len(r.found))
-				all.found = append(all.found, r.found...)
+				ours = append(ours, start(t, corefile(c, "ropewalk", from, w.lines)))
 			}
+			r := &report{config: c.name}
+			before := fastHits(t)
+			r.run(t, stock, ours, c.questions(objs))
+			if fast := fastHits(t) > before; fast == c.noFastPath {
+				t.Errorf("the fast path has answered: %v, want %v", fast, !c.noFastPath)
+			}
+			r.hush(t, stock, ours[0], c)
+			for _, z := range c.transfers {
+				r.transfer(t, stock, ours[0], z)
+			}
+			for _, s := range r.torn[:min(len(r.torn), 5)] {
+				t.Error(s)
+			}
+			t.Logf("%d questions, %d answered differently", r.asked, len(r.found))
+			all.found = append(all.found, r.found...)
 		})
 	}
 	t.Run("serial", func(t *testing.T) {
@@ -321,14 +336,18 @@ func (r *report) note(q question, m *dns.Msg) {
 const batch = 512
 
 // run asks both sides all questions.
-func (r *report) run(t *testing.T, stock, ours *server, questions iter.Seq[question]) {
+func (r *report) run(t *testing.T, stock *server, ours []*server, questions iter.Seq[question]) {
 	work := make(chan []question)
 	var workers sync.WaitGroup
 	for range 2 {
 		workers.Go(func() {
-			a, b := newClient(stock), newClient(ours)
+			a := newClient(stock)
 			defer a.Close()
-			defer b.Close()
+			var b []*client
+			for _, o := range ours {
+				b = append(b, newClient(o))
+				defer b[len(b)-1].Close()
+			}
 			for qs := range work {
 				if err := r.ask(a, b, qs); err != nil {
 					t.Error(err)
@@ -360,30 +379,62 @@ func chunks(questions iter.Seq[question], n int) iter.Seq[[]question] {
 	}
 }
 
-func (r *report) ask(stock, ours *client, qs []question) error {
+// ask asks everybody the same questions, over TCP only the first of ours: the ways differ over UDP.
+func (r *report) ask(stock *client, ours []*client, qs []question) error {
 	theirs, err := stock.ask(qs)
 	if err != nil {
 		return fmt.Errorf("stock: %w", err)
 	}
-	mine, err := ours.ask(qs)
-	if err != nil {
-		return fmt.Errorf("ours: %w", err)
+	for k, c := range ours {
+		if k == 1 {
+			qs, theirs = overUDP(qs, theirs)
+		}
+		mine, err := c.ask(qs)
+		if err != nil {
+			return fmt.Errorf("%s: %w", ways[k].name, err)
+		}
+		var found []*difference
+		for i, q := range qs {
+			if d := compare(q, theirs[i], mine[i]); d != nil {
+				d.config = r.config
+				found = append(found, d)
+			}
+		}
+		r.mu.Lock()
+		for i, q := range qs {
+			r.note(q, mine[i])
+		}
+		r.asked += len(qs)
+		r.found = append(r.found, found...)
+		r.mu.Unlock()
 	}
-	var found []*difference
+	return nil
+}
+
+func overUDP(qs []question, replies []*dns.Msg) (udp []question, theirs []*dns.Msg) {
 	for i, q := range qs {
-		if d := compare(q, theirs[i], mine[i]); d != nil {
-			d.config = r.config
-			found = append(found, d)
+		if !q.via.tcp {
+			udp, theirs = append(udp, q), append(theirs, replies[i])
 		}
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for i, q := range qs {
-		r.note(q, mine[i])
+	return udp, theirs
+}
+
+// fastHits is how many queries the fast paths of this process have answered.
+func fastHits(t *testing.T) (n float64) {
+	t.Helper()
+	families, err := prometheus.DefaultGatherer.Gather()
+	if err != nil {
+		t.Fatal(err)
 	}
-	r.asked += len(qs)
-	r.found = append(r.found, found...)
-	return nil
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "coredns_ropewalk_fastpath_queries_total" && m.GetLabel()[0].GetValue() == "hit" {
+				n += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return n
 }
 
 // judge fails the test for differences that the document does not know, or knows twice, and for entries of the document

@@ -79,22 +79,30 @@ func onLoopback(addr string) string { return strings.Replace(addr, "[::]", "127.
 
 // corefile returns the Corefile of one side: the plugin with the options of c, and what else is in the server block.
 func corefile(c *config, directive, kubeconfig string, more []string) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, ".:0 {\n")
+	bind := ""
 	switch c.bind {
 	case everywhere:
 	case "":
-		fmt.Fprintf(&b, "  bind 127.0.0.1\n")
+		bind = "  bind 127.0.0.1\n"
 	default:
-		fmt.Fprintf(&b, "  bind %s\n", c.bind)
+		bind = "  bind " + c.bind + "\n"
 	}
+	var b, templates strings.Builder
+	fmt.Fprintf(&b, ".:0 {\n%s", bind)
 	for _, l := range c.around {
-		fmt.Fprintf(&b, "  %s\n", strings.ReplaceAll(l, "\n", "\n  "))
+		to := &b
+		if strings.HasPrefix(l, "template ") {
+			to = &templates
+		}
+		fmt.Fprintf(to, "  %s\n", strings.ReplaceAll(l, "\n", "\n  "))
 	}
 	fmt.Fprintf(&b, "  %s %s {\n    kubeconfig %s\n", directive, strings.Join(c.zones, " "), kubeconfig)
 	for _, l := range append(c.options[:len(c.options):len(c.options)], more...) {
 		fmt.Fprintf(&b, "    %s\n", l)
 	}
 	fmt.Fprintf(&b, "  }\n}\n")
+	if templates.Len() > 0 {
+		fmt.Fprintf(&b, "%s {\n%s%s}\n", strings.Join(upstreamZones, ":0 ")+":0", bind, templates.String())
+	}
 	return b.String()
 }
