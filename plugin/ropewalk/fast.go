@@ -3,6 +3,7 @@ package ropewalk
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"runtime"
 	"runtime/debug"
@@ -39,60 +40,74 @@ func (m fastMode) count() int {
 // maxFastSockets bounds the option. Each socket has 260 KiB of buffers.
 const maxFastSockets = 256
 
-// fastHandler works out what of a server's queries can be answered ahead of its plugins. It returns nil if nothing can, and
-// logs why where somebody may wonder.
-func fastHandler(s *dnsserver.Server) (*fastpath.Handler, fastMode) {
+// relayHandler hands all queries to a server.
+func relayHandler(s *dnsserver.Server) *fastpath.Handler {
+	return &fastpath.Handler{
+		Serve:       func(q *fastpath.Query) { serveMiss(s, q) },
+		NewObserver: func() fastpath.Observer { return &observer{} },
+		Dropped:     func() { fastDropped.Inc() },
+		Panicked: func(reason any) {
+			log.Errorf("Recovered from panic in the fast path: %q %v\n%s", s.Addr, reason, debug.Stack())
+			vars.Panic.Inc()
+		},
+	}
+}
+
+// fastHandler works out what of a server's queries can be answered ahead of its plugins: on says whether any can, and the
+// log why not. sockets is how many there should be.
+func fastHandler(s *dnsserver.Server) (h *fastpath.Handler, on bool, sockets int) {
+	h = relayHandler(s)
 	internals, err := serverInternals(s)
 	if err != nil {
 		log.Warningf("fastpath is off at %s: this version of CoreDNS is not known to it: %v", s.Addr, err)
-		return nil, fastMode{off: true}
+		return h, false, 0
 	}
 	if err := internals.blocks(s); err != nil {
 		log.Infof("fastpath is off at %s: %v", s.Addr, err)
-		return nil, fastMode{off: true}
+		return h, false, 0
 	}
-	names := make([]string, 0, len(internals.zones))
-	for z := range internals.zones {
-		names = append(names, z)
-	}
-	slices.Sort(names)
 	var (
-		mode    = fastMode{off: true}
-		on      []string
-		wires   [][]byte
-		observe []*dnsserver.Config
-		h       = &fastpath.Handler{}
+		zones      = slices.Sorted(maps.Keys(internals.zones))
+		wires      [][]byte
+		responders []*fastpath.Responder
+		configs    []*dnsserver.Config
+		fast       []string
 	)
-	for _, z := range names {
-		var r *fastpath.Responder
-		configs := internals.zones[z]
-		if rw, ok := configs[0].Handler(pluginName).(*Ropewalk); ok && !rw.fast.off {
-			if r, err = rw.responder(configs); err == nil {
-				on = append(on, z)
-				mode = rw.fast
-			} else if rw.fast.asked {
-				log.Warningf("fastpath is off for %s at %s: %v", z, s.Addr, err)
-			} else {
-				log.Infof("fastpath is off for %s at %s: %v", z, s.Addr, err)
-			}
+	for _, z := range zones {
+		r, mode := zoneResponder(z, internals.zones[z], s.Addr)
+		if r != nil {
+			fast = append(fast, z)
+			sockets = max(sockets, mode.count())
 		}
 		wires = append(wires, wireZone(z))
-		h.Responders = append(h.Responders, r)
-		observe = append(observe, configs[0])
+		responders = append(responders, r)
+		configs = append(configs, internals.zones[z][0])
 	}
-	if len(on) == 0 {
-		return nil, mode
+	if len(fast) == 0 {
+		return h, false, 0
 	}
-	h.Zones = fastpath.NewSuffixes(wires...)
-	h.Serve = func(q *fastpath.Query) { serveMiss(s, q) }
-	h.NewObserver = func() fastpath.Observer { return newObserver(s.Addr, observe) }
-	h.Dropped = func() { fastDropped.Inc() }
-	h.Panicked = func(reason any) {
-		log.Errorf("Recovered from panic in the fast path: %q %v\n%s", s.Addr, reason, debug.Stack())
-		vars.Panic.Inc()
+	h.Zones, h.Responders = fastpath.NewSuffixes(wires...), responders
+	h.NewObserver = func() fastpath.Observer { return newObserver(s.Addr, configs) }
+	log.Infof("fastpath is on for %s at %s with %d sockets", strings.Join(fast, " "), s.Addr, sockets)
+	return h, true, sockets
+}
+
+// zoneResponder returns what answers for one zone of a server; nil if that is for its plugins alone.
+func zoneResponder(z string, configs []*dnsserver.Config, addr string) (*fastpath.Responder, fastMode) {
+	h, ok := configs[0].Handler(pluginName).(*Ropewalk)
+	if !ok || h.fast.off {
+		return nil, fastMode{}
 	}
-	log.Infof("fastpath is on for %s at %s with %d sockets", strings.Join(on, " "), s.Addr, mode.count())
-	return h, mode
+	r, err := h.responder(configs)
+	if err != nil {
+		logf := log.Infof
+		if h.fast.asked {
+			logf = log.Warningf
+		}
+		logf("fastpath is off for %s at %s: %v", z, addr, err)
+		return nil, fastMode{}
+	}
+	return r, h.fast
 }
 
 // wireZone returns a zone's name in wire format.
@@ -112,10 +127,10 @@ func (h *Ropewalk) responder(configs []*dnsserver.Config) (*fastpath.Responder, 
 		return nil, fmt.Errorf("the plugin view has to see every query")
 	}
 	r := &fastpath.Responder{
-		Zone:         h.zone,
-		Query:        zone.Query{Origins: h.origins, Local: h.local},
-		PositiveOnly: h.autopath,
-		EchoesOption: edns.SupportedOption,
+		Zone:          h.zone,
+		Query:         zone.Query{Origins: h.origins, Local: h.local},
+		PositiveOnly:  h.autopath,
+		EchoesOptions: edns.SupportedOption(dns.EDNS0COOKIE) || edns.SupportedOption(dns.EDNS0PADDING),
 	}
 	var through [][]byte
 	for _, z := range h.Fall.Zones {

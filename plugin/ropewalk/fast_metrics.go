@@ -54,6 +54,7 @@ type series struct {
 	duration, requestSize, responseSize prometheus.Observer
 }
 
+// newObserver returns the observer for a server whose zones have these configurations.
 func newObserver(server string, routes []*dnsserver.Config) *observer {
 	o := &observer{server: server, routes: make([]*routeMetrics, len(routes))}
 	for i, c := range routes {

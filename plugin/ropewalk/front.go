@@ -2,39 +2,46 @@ package ropewalk
 
 import (
 	"net"
-	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/fastpath"
 )
 
 // front is what stands at an address that servers with ropewalk listen on: those servers (two while the Corefile is
 // reloaded, more with the plugin multisocket), and the sockets of the fast path, which they share one after the other.
+//
+// Once the fast path's sockets have taken over from a server's own, it stays like that, since a socket that has left its
+// group cannot come back, and a reload hands the same one to the next server. If that has no use for the fast path, it
+// still gets its queries through it, all of them.
 type front struct {
+	addr  string
 	group *fastpath.Group // nil: servers read their own sockets
 	users []*user
+	// sockets are those of servers that have left the group of the address. They are told by their inodes: a socket that
+	// has left is bound to another address to all appearances.
+	sockets map[uint64]bool
 }
 
 // user is a server at a front.
 type user struct {
 	inst *caddy.Instance
-	// conn is the server's own socket. It is a copy, since it may have to be given back to another server, after a reload
-	// that took ropewalk out of the Corefile.
-	conn *net.UDPConn
+	conn *net.UDPConn // the server's own socket
 }
 
-// frontage holds the fronts by the address that their sockets are bound to. CoreDNS gives instances of a plugin no other place to meet.
+// frontage holds the fronts. CoreDNS gives instances of a plugin no other place to meet.
 type frontage struct {
 	mu     sync.Mutex
-	fronts map[string]*front
+	fronts []*front
 }
 
-var fronts = &frontage{fronts: map[string]*front{}}
+var fronts = &frontage{}
 
 // drainPatience is for how long queries that the plugin chain works on are waited for, as CoreDNS does at its end.
 const drainPatience = 5 * time.Second
@@ -47,90 +54,92 @@ func decorate(s *dnsserver.Server) dns.DecorateWriter {
 		log.Infof("fastpath is off at %s: %v", s.Addr, err)
 		return nil
 	}
-	conn, err = duplicate(conn)
-	if err != nil {
-		log.Warningf("fastpath is off at %s: %v", s.Addr, err)
-		return nil
-	}
-	h, mode := fastHandler(s)
-	fronts.join(conn.LocalAddr().String(), &user{inst: inst, conn: conn}, h, mode.count())
+	h, on, sockets := fastHandler(s)
+	fronts.join(&user{inst: inst, conn: conn}, h, on, sockets)
 	return nil
 }
 
-// duplicate returns another connection for the same socket.
-func duplicate(conn *net.UDPConn) (*net.UDPConn, error) {
-	f, err := conn.File()
-	if err != nil {
-		return nil, os.NewSyscallError("dup", err)
-	}
-	defer f.Close()
-	pc, err := net.FilePacketConn(f)
-	if err != nil {
-		return nil, err
-	}
-	return pc.(*net.UDPConn), nil
-}
-
-// join makes u a user of the front at addr. Without a handler the front gets, or keeps, no fast path.
-func (r *frontage) join(addr string, u *user, h *fastpath.Handler, sockets int) {
+// join makes u a user of the front at its address, and h what the fast path does there. Where there is none yet, there
+// will be one only if on says so.
+func (r *frontage) join(u *user, h *fastpath.Handler, on bool, sockets int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f := r.fronts[addr]
-	if f == nil {
-		f = &front{}
-		r.fronts[addr] = f
-	}
+	f := r.at(u.conn)
+	f.users = slices.DeleteFunc(f.users, func(u *user) bool { return !slices.Contains(caddy.Instances(), u.inst) }) // stopped without a word
 	f.users = append(f.users, u)
-	old := f.group
-	switch {
-	case h == nil:
-		f.group = nil
-	case old != nil && old.Len() == sockets:
-		old.Handle(h)
-	default:
-		g, err := fastpath.Open(addr, sockets, h)
+	if f.group != nil {
+		f.group.Handle(h)
+	}
+	if on && (f.group == nil || f.group.Len() != sockets) {
+		g, err := fastpath.Open(f.addr, sockets, h)
 		if err != nil {
-			log.Warningf("fastpath is off at %s: %v", addr, err)
+			log.Warningf("fastpath: %v", err)
+		} else {
+			if f.group != nil {
+				go f.group.Close(drainPatience)
+			}
+			f.group = g
 		}
-		f.group = g
 	}
 	if f.group != nil {
 		if err := fastpath.Leave(u.conn); err != nil {
-			log.Warningf("some queries to %s do not take the fast path: %v", addr, err)
+			log.Warningf("some queries to %s do not take the fast path: %v", f.addr, err)
 		}
-	} else if old != nil {
-		giveBack(addr, f.users)
-	}
-	if old != nil && old != f.group {
-		go old.Close(drainPatience)
+		f.sockets[inode(u.conn)] = true
 	}
 }
 
-// giveBack lets servers read their own sockets.
-func giveBack(addr string, users []*user) {
-	for _, u := range users {
-		if err := fastpath.Return(u.conn); err != nil {
-			log.Errorf("the server at %s gets no queries: %v", addr, err)
-		}
+// at returns the front of the address that a socket is, or once was, bound to.
+func (r *frontage) at(conn *net.UDPConn) *front {
+	ino, addr := inode(conn), conn.LocalAddr().String()
+	i := slices.IndexFunc(r.fronts, func(f *front) bool { return f.sockets[ino] })
+	if i < 0 {
+		i = slices.IndexFunc(r.fronts, func(f *front) bool { return f.addr == addr })
 	}
+	if i < 0 {
+		i = len(r.fronts)
+		r.fronts = append(r.fronts, &front{addr: addr, sockets: map[uint64]bool{}})
+	}
+	return r.fronts[i]
 }
 
-// leave is for an instance of CoreDNS that has been replaced. Where its successor has not taken the fast path over, it ends.
+// leave is for an instance of CoreDNS that has been replaced. If its successor has no ropewalk at an address any more, all
+// that the fast path does there is to hand queries on.
 func (r *frontage) leave(h *Ropewalk) {
-	r.each(h, func(addr string, f *front, left []*user) {
-		if len(f.users) > 0 || f.group == nil {
-			return
+	r.each(h, func(f *front, _ []*user) {
+		if len(f.users) == 0 && f.group != nil {
+			go r.relay(f)
 		}
-		giveBack(addr, left) // the socket may be another server's by now, that of one without ropewalk
-		f.group.Close(drainPatience)
-		f.group = nil
 	})
+}
+
+// relay hands the queries at a front that has no users to whichever server has its socket, until there is none, or one
+// with ropewalk.
+func (r *frontage) relay(f *front) {
+	for r.relayOnce(f) {
+		time.Sleep(time.Second)
+	}
+}
+
+func (r *frontage) relayOnce(f *front) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(f.users) > 0 {
+		return false
+	}
+	if s := serverWith(f.sockets); s != nil {
+		f.group.Handle(relayHandler(s))
+		return true
+	}
+	r.fronts = slices.DeleteFunc(r.fronts, func(o *front) bool { return o == f })
+	go f.group.Close(drainPatience)
+	return false
 }
 
 // finish is for an instance of CoreDNS that is about to stop for good. Queries that it has are answered; those to come go to
 // other processes that have bound the address.
 func (r *frontage) finish(h *Ropewalk) {
-	r.each(h, func(addr string, f *front, left []*user) {
+	r.each(h, func(f *front, left []*user) {
 		for _, u := range left {
 			fastpath.Leave(u.conn)
 		}
@@ -144,11 +153,11 @@ func (r *frontage) finish(h *Ropewalk) {
 	})
 }
 
-// each takes the users that are of h's instance of CoreDNS out of their fronts, calls fn with them, and lets go of them.
-func (r *frontage) each(h *Ropewalk, fn func(addr string, f *front, left []*user)) {
+// each takes the users that are of h's instance of CoreDNS out of their fronts and calls fn with them.
+func (r *frontage) each(h *Ropewalk, fn func(f *front, left []*user)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for addr, f := range r.fronts {
+	for _, f := range slices.Clone(r.fronts) {
 		var left, stay []*user
 		for _, u := range f.users {
 			if h.isPartOf(u.inst) {
@@ -161,12 +170,23 @@ func (r *frontage) each(h *Ropewalk, fn func(addr string, f *front, left []*user
 			continue
 		}
 		f.users = stay
-		fn(addr, f, left)
-		for _, u := range left {
-			u.conn.Close()
-		}
-		if len(f.users) == 0 {
-			delete(r.fronts, addr)
+		fn(f, left)
+		if len(f.users) == 0 && f.group == nil {
+			r.fronts = slices.DeleteFunc(r.fronts, func(o *front) bool { return o == f })
 		}
 	}
+}
+
+// inode identifies a socket, through whichever descriptor; 0 if it is closed.
+func inode(conn *net.UDPConn) uint64 {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	var st unix.Stat_t
+	raw.Control(func(fd uintptr) { err = unix.Fstat(int(fd), &st) })
+	if err != nil {
+		return 0
+	}
+	return st.Ino
 }

@@ -65,27 +65,52 @@ func (in internals) blocks(s *dnsserver.Server) error {
 }
 
 // serverSocket returns the instance of CoreDNS that a server is part of, and the connection on which it gets queries over UDP.
-func serverSocket(s *dnsserver.Server) (inst *caddy.Instance, conn *net.UDPConn, err error) {
+func serverSocket(s *dnsserver.Server) (*caddy.Instance, *net.UDPConn, error) {
+	for _, inst := range caddy.Instances() {
+		for _, l := range inst.Servers() {
+			of, conn, err := listener(l)
+			if err != nil {
+				return nil, nil, err
+			}
+			if of != s {
+				continue
+			}
+			if conn == nil {
+				return nil, nil, errors.New("its socket is not an ordinary one for UDP")
+			}
+			return inst, conn, nil
+		}
+	}
+	return nil, nil, errors.New("it is not one of the servers that run")
+}
+
+// serverWith returns a server that runs and reads one of some sockets, which are given by their inodes; nil if there is none.
+func serverWith(sockets map[uint64]bool) *dnsserver.Server {
+	for _, inst := range caddy.Instances() {
+		for _, l := range inst.Servers() {
+			if s, conn, err := listener(l); err == nil && s != nil && conn != nil && sockets[inode(conn)] {
+				return s
+			}
+		}
+	}
+	return nil
+}
+
+// listener returns the server behind a listener and its connection for UDP; nil for what is of another kind.
+func listener(l caddy.ServerListener) (s *dnsserver.Server, conn *net.UDPConn, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("caddy.ServerListener: %v", r)
 		}
 	}()
-	for _, inst := range caddy.Instances() {
-		for _, l := range inst.Servers() {
-			v := reflect.ValueOf(l)
-			server := v.FieldByName("server").Elem()
-			if server.Type() != reflect.TypeFor[*dnsserver.Server]() || server.UnsafePointer() != reflect.ValueOf(s).UnsafePointer() {
-				continue
-			}
-			packet := v.FieldByName("packet").Elem()
-			if packet.Type() != reflect.TypeFor[*net.UDPConn]() {
-				return nil, nil, fmt.Errorf("its socket is a %v", packet.Type())
-			}
-			return inst, (*net.UDPConn)(packet.UnsafePointer()), nil
-		}
+	v := reflect.ValueOf(l)
+	if server := v.FieldByName("server").Elem(); server.IsValid() && server.Type() == reflect.TypeFor[*dnsserver.Server]() {
+		s = (*dnsserver.Server)(server.UnsafePointer())
 	}
-	return nil, nil, errors.New("it is not one of those that run")
+	if packet := v.FieldByName("packet").Elem(); packet.IsValid() && packet.Type() == reflect.TypeFor[*net.UDPConn]() {
+		conn = (*net.UDPConn)(packet.UnsafePointer())
+	}
+	return s, conn, nil
 }
 
 // handlersAhead returns the plugins of a server block that see queries before ropewalk does. It is an error if there is one

@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -121,7 +120,8 @@ func (g *Group) Close(patience time.Duration) {
 const nobody = 1
 
 // Leave makes the kernel send what arrives at a socket's address to the other sockets that are bound to it. What the
-// socket holds already can still be read from it.
+// socket holds already can still be read from it, and it can still send. There is no way back: when a socket for IPv6 is
+// disconnected, Linux keeps the peer's address and goes on taking packets from there alone (__udp_disconnect).
 func Leave(conn *net.UDPConn) error {
 	return control(conn, func(fd int) error {
 		local := conn.LocalAddr().(*net.UDPAddr).AddrPort()
@@ -157,19 +157,6 @@ func unreachable(local netip.Addr, is6 bool) []unix.Sockaddr {
 		}
 	}
 	return peers
-}
-
-// Return undoes Leave.
-func Return(conn *net.UDPConn) error {
-	return control(conn, func(fd int) error {
-		// connect(2): an address of the family AF_UNSPEC dissolves the association.
-		none := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-		_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&none)), unsafe.Sizeof(none))
-		if errno != 0 {
-			return fmt.Errorf("disconnect the socket of %v: %w", conn.LocalAddr(), errno)
-		}
-		return nil
-	})
 }
 
 // Drain waits until a socket that has left holds nothing to be read, no longer than deadline.

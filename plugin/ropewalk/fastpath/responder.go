@@ -18,8 +18,8 @@ type Responder struct {
 	PositiveOnly bool
 	// UDPSize bounds what clients may ask for in an OPT record (plugin bufsize); 0 does not.
 	UDPSize uint16
-	// EchoesOption says which EDNS options the server would copy to its answer: such queries are left to it.
-	EchoesOption func(code uint16) bool
+	// EchoesOptions says that the server copies cookies or padding to its answers.
+	EchoesOptions bool
 }
 
 // EDNS options that a server without support for them ignores, whatever they hold (RFC 7873, RFC 7830). Others have
@@ -28,6 +28,8 @@ const (
 	optionCookie  = 10
 	optionPadding = 12
 )
+
+func harmless(option uint16) bool { return option == optionCookie || option == optionPadding }
 
 // reply is an answer and what metrics want to know of it.
 type reply struct {
@@ -43,9 +45,7 @@ func (r *Responder) respond(buf, in []byte, q *query) (rep reply, ok bool) {
 	echo := uint16(0)
 	opt := 0
 	if q.edns {
-		if q.optionsLen > 0 && !q.eachOption(func(code uint16) bool {
-			return (code == optionCookie || code == optionPadding) && !r.EchoesOption(code)
-		}) {
+		if q.optionsLen > 0 && (r.EchoesOptions || !q.eachOption(harmless)) {
 			return reply{}, false
 		}
 		echo = q.udpSize
@@ -74,7 +74,7 @@ func (r *Responder) respond(buf, in []byte, q *query) (rep reply, ok bool) {
 	case r.PositiveOnly && (res.Rcode != zone.RcodeSuccess || msg[6] == 0 && msg[7] == 0):
 		return reply{}, false
 	}
-	rep = reply{rcode: res.Rcode, expanded: len(msg)}
+	rep = reply{rcode: res.Rcode, expanded: expandedLen(msg, q.end)}
 	if q.edns {
 		msg[11]++
 		if msg[11] == 0 {
