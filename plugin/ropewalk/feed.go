@@ -65,7 +65,7 @@ func (r *registry) synced(h *Ropewalk) bool {
 func (r *registry) sweep() {
 	for _, f := range r.feeds {
 		for _, u := range slices.Clone(f.users) {
-			if !u.running() {
+			if u.instance() == nil {
 				r.drop(u)
 			}
 		}

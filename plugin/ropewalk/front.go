@@ -48,14 +48,14 @@ const drainPatience = 5 * time.Second
 
 // decorate is dnsserver.Config.UDPDecorateWriterFunc: it is called when a server begins to serve queries over UDP. It does
 // not decorate anything.
-func decorate(s *dnsserver.Server) dns.DecorateWriter {
-	inst, conn, err := serverSocket(s)
+func (h *Ropewalk) decorate(s *dnsserver.Server) dns.DecorateWriter {
+	conn, err := serverSocket(h.inst, s)
 	if err != nil {
 		log.Infof("fastpath is off at %s: %v", s.Addr, err)
 		return nil
 	}
-	h, on, sockets := fastHandler(s)
-	fronts.join(&user{inst: inst, conn: conn}, h, on, sockets)
+	handler, on, sockets := fastHandler(s)
+	fronts.join(&user{inst: h.inst, conn: conn}, handler, on, sockets)
 	return nil
 }
 
@@ -65,7 +65,6 @@ func (r *frontage) join(u *user, h *fastpath.Handler, on bool, sockets int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f := r.at(u.conn)
-	f.users = slices.DeleteFunc(f.users, func(u *user) bool { return !slices.Contains(caddy.Instances(), u.inst) }) // stopped without a word
 	f.users = append(f.users, u)
 	if f.group != nil {
 		f.group.Handle(h)
@@ -105,41 +104,46 @@ func (r *frontage) at(conn *net.UDPConn) *front {
 
 // leave is for an instance of CoreDNS that has been replaced. If its successor has no ropewalk at an address any more, all
 // that the fast path does there is to hand queries on.
-func (r *frontage) leave(h *Ropewalk) {
-	r.each(h, func(f *front, _ []*user) {
-		if len(f.users) == 0 && f.group != nil {
-			go r.relay(f)
+func (r *frontage) leave(inst *caddy.Instance) {
+	r.each(inst, func(f *front, _ []*user) {
+		if len(f.users) > 0 || f.group == nil {
+			return
 		}
-	})
-}
-
-// relay hands the queries at a front that has no users to whichever server has its socket, until there is none, or one
-// with ropewalk.
-func (r *frontage) relay(f *front) {
-	for r.relayOnce(f) {
-		time.Sleep(time.Second)
-	}
-}
-
-func (r *frontage) relayOnce(f *front) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if len(f.users) > 0 {
-		return false
-	}
-	if s := serverWith(f.sockets); s != nil {
+		next, s, conn := serverWith(f.sockets)
+		if s == nil {
+			go f.group.Close(drainPatience)
+			f.group = nil
+			return
+		}
 		f.group.Handle(relayHandler(s))
-		return true
-	}
-	r.fronts = slices.DeleteFunc(r.fronts, func(o *front) bool { return o == f })
-	go f.group.Close(drainPatience)
-	return false
+		f.users = []*user{{inst: next, conn: conn}}
+		// Nothing of ropewalk is in that instance to tell of its end.
+		restarting := false
+		next.OnRestart = append(next.OnRestart, func() error {
+			restarting = true
+			return nil
+		})
+		next.OnRestartFailed = append(next.OnRestartFailed, func() error {
+			restarting = false
+			return nil
+		})
+		next.OnShutdown = append(next.OnShutdown, func() error {
+			if restarting {
+				r.leave(next)
+			}
+			return nil
+		})
+		next.OnFinalShutdown = append(next.OnFinalShutdown, func() error {
+			r.finish(next)
+			return nil
+		})
+	})
 }
 
 // finish is for an instance of CoreDNS that is about to stop for good. Queries that it has are answered; those to come go to
 // other processes that have bound the address.
-func (r *frontage) finish(h *Ropewalk) {
-	r.each(h, func(f *front, left []*user) {
+func (r *frontage) finish(inst *caddy.Instance) {
+	r.each(inst, func(f *front, left []*user) {
 		for _, u := range left {
 			fastpath.Leave(u.conn)
 		}
@@ -153,14 +157,14 @@ func (r *frontage) finish(h *Ropewalk) {
 	})
 }
 
-// each takes the users that are of h's instance of CoreDNS out of their fronts and calls fn with them.
-func (r *frontage) each(h *Ropewalk, fn func(f *front, left []*user)) {
+// each takes the users that are of an instance of CoreDNS out of their fronts and calls fn with them.
+func (r *frontage) each(inst *caddy.Instance, fn func(f *front, left []*user)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, f := range slices.Clone(r.fronts) {
 		var left, stay []*user
 		for _, u := range f.users {
-			if h.isPartOf(u.inst) {
+			if u.inst == inst {
 				left = append(left, u)
 			} else {
 				stay = append(stay, u)

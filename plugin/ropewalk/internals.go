@@ -64,36 +64,35 @@ func (in internals) blocks(s *dnsserver.Server) error {
 	return nil
 }
 
-// serverSocket returns the instance of CoreDNS that a server is part of, and the connection on which it gets queries over UDP.
-func serverSocket(s *dnsserver.Server) (*caddy.Instance, *net.UDPConn, error) {
-	for _, inst := range caddy.Instances() {
-		for _, l := range inst.Servers() {
-			of, conn, err := listener(l)
-			if err != nil {
-				return nil, nil, err
-			}
-			if of != s {
-				continue
-			}
-			if conn == nil {
-				return nil, nil, errors.New("its socket is not an ordinary one for UDP")
-			}
-			return inst, conn, nil
+// serverSocket returns the connection on which a server of an instance of CoreDNS gets queries over UDP.
+func serverSocket(inst *caddy.Instance, s *dnsserver.Server) (*net.UDPConn, error) {
+	for _, l := range inst.Servers() {
+		of, conn, err := listener(l)
+		if err != nil {
+			return nil, err
 		}
+		if of != s {
+			continue
+		}
+		if conn == nil {
+			return nil, errors.New("its socket is not an ordinary one for UDP")
+		}
+		return conn, nil
 	}
-	return nil, nil, errors.New("it is not one of the servers that run")
+	return nil, errors.New("the server is not to be found")
 }
 
-// serverWith returns a server that runs and reads one of some sockets, which are given by their inodes; nil if there is none.
-func serverWith(sockets map[uint64]bool) *dnsserver.Server {
+// serverWith returns a server that runs and reads one of some sockets, which are given by their inodes, and its instance of
+// CoreDNS; nil if there is none. It is for the goroutine that starts and stops instances, which caddy.Instances does not lock.
+func serverWith(sockets map[uint64]bool) (*caddy.Instance, *dnsserver.Server, *net.UDPConn) {
 	for _, inst := range caddy.Instances() {
 		for _, l := range inst.Servers() {
 			if s, conn, err := listener(l); err == nil && s != nil && conn != nil && sockets[inode(conn)] {
-				return s
+				return inst, s, conn
 			}
 		}
 	}
-	return nil
+	return nil, nil, nil
 }
 
 // listener returns the server behind a listener and its connection for UDP; nil for what is of another kind.

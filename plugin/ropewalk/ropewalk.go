@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/pkg/fall"
 	"github.com/coredns/coredns/request"
@@ -37,8 +38,8 @@ type Ropewalk struct {
 	zonal   bool
 	zone    *zone.Zone
 	feed    *feed
-	// running says whether the instance of CoreDNS that this is part of is starting or up.
-	running  func() bool
+	// inst is the instance of CoreDNS that this is part of, from its start on.
+	inst     *caddy.Instance
 	local    []netip.Addr
 	upstream Upstream
 	// autopath says that search paths are completed here; hostSearch is what the nodes' resolv.conf adds to them.

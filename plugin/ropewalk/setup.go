@@ -35,14 +35,14 @@ func setup(c *caddy.Controller) error {
 		h.Next = next
 		return h
 	})
-	c.Set(h, struct{}{}) // tells the instance of CoreDNS that h is part of
-	h.running = func() bool { return slices.ContainsFunc(caddy.Instances(), h.isPartOf) }
+	c.Set(h, struct{}{})                   // tells the instance of CoreDNS that h is part of
 	if conf.UDPDecorateWriterFunc == nil { // or else it is the plugin shed's
-		conf.UDPDecorateWriterFunc = decorate
+		conf.UDPDecorateWriterFunc = h.decorate
 	}
 	c.OnStartup(func() error {
 		cfg.metadata = conf.Handler("metadata") != nil
 		h.local = localAddrs(conf.ListenHosts)
+		h.inst = h.instance()
 		if err := feeds.join(h, cfg); err != nil {
 			return plugin.Error(pluginName, err)
 		}
@@ -64,24 +64,31 @@ func setup(c *caddy.Controller) error {
 	})
 	c.OnShutdown(func() error {
 		if restarting {
-			fronts.leave(h)
+			fronts.leave(h.inst)
 			feeds.leave(h)
 		}
 		return nil
 	})
 	c.OnFinalShutdown(func() error {
-		fronts.finish(h)
+		fronts.finish(h.inst)
 		feeds.leave(h)
 		return nil
 	})
 	return nil
 }
 
-// isPartOf says whether h is part of an instance of CoreDNS.
-func (h *Ropewalk) isPartOf(i *caddy.Instance) bool {
-	i.StorageMu.RLock()
-	defer i.StorageMu.RUnlock()
-	return i.Storage[h] != nil
+// instance returns the running instance of CoreDNS that h is part of; nil if it is not running. It is for the goroutine that starts
+// and stops instances, which caddy.Instances does not lock.
+func (h *Ropewalk) instance() *caddy.Instance {
+	for _, i := range caddy.Instances() {
+		i.StorageMu.RLock()
+		mine := i.Storage[h] != nil
+		i.StorageMu.RUnlock()
+		if mine {
+			return i
+		}
+	}
+	return nil
 }
 
 // newHandler makes the handler of a configuration, and tries the source of its records as far as that goes without

@@ -26,6 +26,7 @@ import (
 	"github.com/miekg/dns"
 	"go.uber.org/goleak"
 
+	_ "github.com/coredns/coredns/plugin/acl"
 	_ "github.com/coredns/coredns/plugin/autopath"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/bufsize"
@@ -35,19 +36,26 @@ import (
 	_ "github.com/coredns/coredns/plugin/health"
 	_ "github.com/coredns/coredns/plugin/hosts"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/loadbalance"
 	_ "github.com/coredns/coredns/plugin/log"
 	_ "github.com/coredns/coredns/plugin/metrics"
+	_ "github.com/coredns/coredns/plugin/multisocket"
+	_ "github.com/coredns/coredns/plugin/nsid"
 	_ "github.com/coredns/coredns/plugin/ready"
+	_ "github.com/coredns/coredns/plugin/rewrite"
 	_ "github.com/coredns/coredns/plugin/template"
 	_ "github.com/coredns/coredns/plugin/transfer"
+	_ "github.com/coredns/coredns/plugin/tsig"
+	_ "github.com/coredns/coredns/plugin/view"
 
 	_ "github.com/ropewalk-net/ropewalk/plugin/ropewalk"
 )
 
 // directives is the order of cmd/coredns, without what no test needs, with two plugins of our own.
 var directives = []string{
-	"metadata", "bufsize", "bind", "ready", "health", "prometheus", "errors", "log", "labels", "autopath", "cache",
-	"template", "transfer", "hosts", "ropewalk", "kubernetes", "forward", "behind",
+	"metadata", "multisocket", "nsid", "bufsize", "bind", "ready", "health", "prometheus", "errors", "log", "labels", "loadbalance",
+	"tsig", "rewrite", "autopath", "acl", "cache", "template", "transfer", "hosts", "ropewalk", "kubernetes", "forward", "behind",
+	"view",
 }
 
 func init() {
