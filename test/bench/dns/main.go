@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -175,8 +176,9 @@ func (b *bencher) start(all []subject, workloads []*workload) error {
 			return err
 		}
 		proc, err := launch(s.run(p), p, serverCore, b.sure)
-		if err != nil && s.instead != nil {
-			proc, err = launch(s.instead(p), p, serverCore, b.sure)
+		if err == nil && s.unless != "" && strings.Contains(proc.said(), s.unless) {
+			proc.stop()
+			err = errors.New(proc.said())
 		}
 		if err != nil && i > 0 {
 			fmt.Printf("Left out: %s: %v\n", s.name, err)

@@ -52,8 +52,7 @@ func launch(s spec, p place, core string, q question) (*process, error) {
 	}()
 	if err := r.answering(q); err != nil {
 		r.stop()
-		text, _ := os.ReadFile(r.log)
-		return nil, fmt.Errorf("%s: %w\n%s", s.argv[0], err, text)
+		return nil, fmt.Errorf("%s: %w\n%s", s.argv[0], err, r.said())
 	}
 	return r, nil
 }
@@ -71,6 +70,12 @@ func (r *process) answering(q question) error {
 		}
 	}
 	return fmt.Errorf("no answer to %s", q)
+}
+
+// said is the server's log so far.
+func (r *process) said() string {
+	text, _ := os.ReadFile(r.log) // launch made it
+	return string(text)
 }
 
 // stop ends the server and returns when it has ended.
