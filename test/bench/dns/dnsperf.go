@@ -23,18 +23,18 @@ type run struct {
 }
 
 // dnsperf asks a server what is in a file for a while; with a rate, only so many questions a second, and it notes each
-// latency.
-func dnsperf(addr, file string, length time.Duration, rate int) (run, error) {
+// latency. Without a rate the program may be another one that is used alike.
+func dnsperf(program, addr, file string, length time.Duration, rate int) (run, error) {
 	host, port, _ := strings.Cut(addr, ":")
-	args := []string{"-s", host, "-p", port, "-d", file, "-c", "8", "-T", "1", "-q", "100", "-t", "1",
+	args := []string{"-s", host, "-p", port, "-d", file, "-c", "8", "-q", "100", "-t", "1",
 		"-l", strconv.FormatFloat(length.Seconds(), 'f', -1, 64)}
 	if rate > 0 {
 		args = append(args, "-v", "-Q", strconv.Itoa(rate))
 	}
-	cmd := exec.Command("dnsperf", args...)
+	cmd := exec.Command(program, args...)
 	out, err := cmd.Output()
 	if err != nil {
-		return run{}, fmt.Errorf("dnsperf: %w\n%s", err, out)
+		return run{}, fmt.Errorf("%s: %w\n%s", program, err, out)
 	}
 	r, err := parse(string(out))
 	r.client = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()

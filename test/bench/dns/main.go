@@ -33,6 +33,7 @@ var (
 	services = flag.Int("services", 10_000, "services in the cluster")
 	rounds   = flag.Int("runs", 5, "runs of each server; medians are reported")
 	length   = flag.Duration("length", 3*time.Second, "how long a run is")
+	client   = flag.String("client", "dnsperf", "who asks: dnsperf, or what test/bench/dns/load is built as")
 	only     = flag.String("only", ".", "measure the servers whose names match, and Ropewalk's plugin chain")
 	doc      = flag.String("write", "", "a document to write the tables into")
 	inside   = flag.String("inside", "", "the scratch directory, in the namespaces: for the program itself")
@@ -102,7 +103,7 @@ func bench(dir string) error {
 	if err := b.start(subjects(*ours, *stock), workloads); err != nil {
 		return err
 	}
-	text := report.Stamp("make bench-dns", time.Now())
+	text := report.Stamp(command(), time.Now())
 	fmt.Println(text)
 	for _, w := range workloads {
 		results, err := b.measure(w)
@@ -117,6 +118,20 @@ func bench(dir string) error {
 		return nil
 	}
 	return report.Save(*doc, "bench-dns", text)
+}
+
+// command is what one types to get this run.
+func command() string {
+	var flags []string
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name != "inside" && f.Name != "write" {
+			flags = append(flags, "-"+f.Name+"="+f.Value.String())
+		}
+	})
+	if len(flags) == 0 {
+		return "make bench-dns"
+	}
+	return fmt.Sprintf("make bench-dns FLAGS='%s'", strings.Join(flags, " "))
 }
 
 func prepare() error {

@@ -51,7 +51,7 @@ func (b *bencher) measure(w *workload) ([]*result, error) {
 		for i, s := range b.servers {
 			if round == 0 { // for caches and branch predictors
 				results[i] = &result{name: s.name}
-				if _, err := dnsperf(s.addr, file, time.Second, 0); err != nil {
+				if _, err := dnsperf(*client, s.addr, file, time.Second, 0); err != nil {
 					return nil, fmt.Errorf("%s: %w", s.name, err)
 				}
 				continue
@@ -65,7 +65,7 @@ func (b *bencher) measure(w *workload) ([]*result, error) {
 	}
 	rate := sharedRate(results)
 	for i, s := range b.servers {
-		r, err := dnsperf(s.addr, file, *length, rate)
+		r, err := dnsperf("dnsperf", s.addr, file, *length, rate)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
@@ -74,13 +74,13 @@ func (b *bencher) measure(w *workload) ([]*result, error) {
 	return results, nil
 }
 
-// load runs dnsperf as fast as it goes.
+// load asks as fast as it goes.
 func (s *server) load(file string) (figures, error) {
 	used, usedCore, err := s.clocks()
 	if err != nil {
 		return figures{}, err
 	}
-	r, err := dnsperf(s.addr, file, *length, 0)
+	r, err := dnsperf(*client, s.addr, file, *length, 0)
 	if err != nil {
 		return figures{}, err
 	}
@@ -138,6 +138,16 @@ func (r *result) median(of func(figures) float64) float64 { v := r.values(of); r
 func (r *result) min(of func(figures) float64) float64    { return r.values(of)[0] }
 func (r *result) max(of func(figures) float64) float64    { v := r.values(of); return v[len(v)-1] }
 
+// ratio is what an answer costs a as part of what it costs b: the median of the rounds, in each of which both ran.
+func ratio(a, b *result) float64 {
+	var v []float64
+	for i := range a.runs {
+		v = append(v, costOf(a.runs[i])/costOf(b.runs[i]))
+	}
+	slices.Sort(v)
+	return v[len(v)/2]
+}
+
 func (r *result) values(of func(figures) float64) (v []float64) {
 	for _, f := range r.runs {
 		v = append(v, of(f))
@@ -169,15 +179,14 @@ func section(w *workload, services int, results []*result) string {
 		for _, f := range r.runs {
 			lost += f.lost
 		}
-		cost := r.median(costOf)
 		row := []string{
 			r.name, fmt.Sprintf("%.0f", r.median(rateOf)),
-			fmt.Sprintf("%.2f", cost), fmt.Sprintf("%.2f–%.2f", r.min(costOf), r.max(costOf)),
+			fmt.Sprintf("%.2f", r.median(costOf)), fmt.Sprintf("%.2f–%.2f", r.min(costOf), r.max(costOf)),
 			percent(r.median(func(f figures) float64 { return f.server })), percent(r.median(func(f figures) float64 { return f.client })),
 			r.percentile(50), r.percentile(99), fmt.Sprint(lost),
 		}
 		for _, o := range own {
-			row = append(row, fmt.Sprintf("%.2f", o.median(costOf)/cost))
+			row = append(row, fmt.Sprintf("%.2f", ratio(o, r)))
 		}
 		rows = append(rows, row)
 	}
