@@ -125,7 +125,7 @@ func command() string {
 	var flags []string
 	flag.Visit(func(f *flag.Flag) {
 		if f.Name != "inside" && f.Name != "write" {
-			flags = append(flags, "-"+f.Name+"="+f.Value.String())
+			flags = append(flags, fmt.Sprintf("-%s=%q", f.Name, f.Value))
 		}
 	})
 	if len(flags) == 0 {
