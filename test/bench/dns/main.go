@@ -1,6 +1,7 @@
 // Command dns measures what an answer costs Ropewalk's DNS server and its peers: CoreDNS with its kubernetes plugin, Knot
-// DNS, NSD and Unbound. All serve the same cluster, or the zones that Ropewalk makes of it, one at a time on a core of its own,
-// asked by dnsperf on another. Rounds go around all of them, so that whatever else the machine does hits all alike.
+// DNS, NSD and Unbound. All serve the same cluster, or the zones that Ropewalk makes of it, and share a core, on which one
+// at a time has work, from dnsperf on another core. Rounds go around all of them, so that whatever else the machine does
+// hits all alike.
 package main
 
 import (
@@ -97,8 +98,12 @@ func bench(dir string) error {
 	}
 	workloads := []*workload{
 		{name: "hits", what: "A records of ClusterIPs", questions: hits(*services)},
-		{name: "mix", what: "of 20 questions 8 for ClusterIPs (2 of them AAAA), 3 for headless services, 1 SRV, 1 PTR, 7 lost in search paths",
-			questions: mix(*services, 40_000)},
+		{
+			name: "mix",
+			what: "of 20 questions 8 for ClusterIPs (2 of them AAAA), 3 for headless services, 1 SRV, 1 PTR, " +
+				"7 lost in search paths",
+			questions: mix(*services, 40_000),
+		},
 	}
 	if err := b.start(subjects(*ours, *stock), workloads); err != nil {
 		return err

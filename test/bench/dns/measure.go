@@ -104,7 +104,8 @@ func (s *server) clocks() (own, core time.Duration, err error) {
 	return own, core, err
 }
 
-// figure works out what a run says, in which the server and its core were busy for some time. A run with answers of another kind than the questions have is an error.
+// figure works out what a run says, in which the server and its core were busy for some time. A run with
+// answers of another kind than the questions have is an error.
 func figure(r run, used, usedCore time.Duration) (figures, error) {
 	if r.completed == 0 {
 		return figures{}, fmt.Errorf("no answers")
@@ -182,7 +183,8 @@ func section(w *workload, services int, results []*result) string {
 		row := []string{
 			r.name, fmt.Sprintf("%.0f", r.median(rateOf)),
 			fmt.Sprintf("%.2f", r.median(costOf)), fmt.Sprintf("%.2f–%.2f", r.min(costOf), r.max(costOf)),
-			percent(r.median(func(f figures) float64 { return f.server })), percent(r.median(func(f figures) float64 { return f.client })),
+			percent(r.median(func(f figures) float64 { return f.server })),
+			percent(r.median(func(f figures) float64 { return f.client })),
 			r.percentile(50), r.percentile(99), fmt.Sprint(lost),
 		}
 		for _, o := range own {

@@ -41,7 +41,10 @@ func subjects(ours, stock string) []subject {
 		{name: chainName, run: coredns(ours, "", plugin("ropewalk", "fastpath off"))},
 		{name: fastName, run: coredns(ours, "", plugin("ropewalk", "fastpath on")), unless: "fastpath is off"},
 		{name: "CoreDNS %s, kubernetes", version: []string{stock, "-version"}, run: coredns(stock, "", plugin("kubernetes", ""))},
-		{name: "CoreDNS %s, kubernetes + cache", version: []string{stock, "-version"}, run: coredns(stock, "cache", plugin("kubernetes", ""))},
+		{
+			name: "CoreDNS %s, kubernetes + cache", version: []string{stock, "-version"},
+			run: coredns(stock, "cache", plugin("kubernetes", "")),
+		},
 		{name: "Knot DNS %s", version: []string{"knotd", "-V"}, run: knot},
 		{name: "NSD %s", version: []string{"nsd", "-v"}, run: nsd},
 		{name: "Unbound %s", version: []string{"unbound", "-V"}, run: unbound},
@@ -126,8 +129,13 @@ remote-control:
   control-enable: no
 `, p.dir, p.port)
 	for _, z := range zones {
-		conf += fmt.Sprintf("auth-zone:\n  name: %s\n  zonefile: %s/%s\n  for-upstream: no\n  for-downstream: yes\n  fallback-enabled: no\n",
-			z, p.zoneDir, z)
+		conf += fmt.Sprintf(`auth-zone:
+  name: %[1]s
+  zonefile: %[2]s/%[1]s
+  for-upstream: no
+  for-downstream: yes
+  fallback-enabled: no
+`, z, p.zoneDir)
 	}
 	return spec{map[string]string{"unbound.conf": conf}, []string{"unbound", "-d", "-c", p.dir + "/unbound.conf"}}
 }
