@@ -30,6 +30,14 @@ race: ## run all tests with the race detector
 bench: ## run the benchmarks of the hot path
 	$(GO) test -run '^$$' -bench . -benchmem ./plugin/ropewalk/radix ./plugin/ropewalk/zone
 
+.PHONY: bench-dns
+bench-dns: tools build ## compare with CoreDNS, Knot, NSD and Unbound, into docs/benchmarks.md (root; 6 minutes)
+	RUNLEVEL=1 test/tools.sh taskset:util-linux knotd:knot nsd:nsd unbound:unbound # RUNLEVEL: no daemon is started
+	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' \
+		github.com/coredns/coredns@$$($(GO) list -m -f '{{.Version}}' github.com/coredns/coredns)
+	$(GO) build -o bin/load ./test/bench/dns/load
+	$(GO) run ./test/bench/dns -write docs/benchmarks.md $(FLAGS)
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	@test/fuzz.sh $(FUZZTIME)
