@@ -53,6 +53,9 @@ var (
 
 // observe is zone.Options.Served.
 func observe(c cluster.Change, at time.Time) {
+	if c.Op == cluster.Synced {
+		return
+	}
 	updates.WithLabelValues(c.Kind.String()).Inc()
 	if !c.Received.IsZero() {
 		programmingDuration.WithLabelValues("watch_to_served").Observe(at.Sub(c.Received).Seconds())

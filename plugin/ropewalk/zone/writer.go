@@ -50,7 +50,6 @@ type space struct {
 type podState struct {
 	gen uint32
 	pod *Pod
-	ips []netip.Addr
 }
 
 type rangeState struct {
@@ -113,6 +112,7 @@ func (w *writer) take(c cluster.Change) {
 			w.synced |= cluster.KindsOf(c.Kind)
 			w.dirty = true
 		}
+		w.batch = append(w.batch, c)
 		return
 	}
 	if c.Op == cluster.Upsert && c.Object == nil {
@@ -644,21 +644,21 @@ func (w *writer) pod(key cluster.Key, o *cluster.Pod) {
 	if o != nil && len(o.IPs) == 0 {
 		o = nil
 	}
-	if st != nil && o != nil && slices.Equal(st.ips, o.IPs) && sameLabels(st.pod.Labels, o.Labels) {
+	if st != nil && o != nil && slices.Equal(st.pod.ips, o.IPs) && sameLabels(st.pod.Labels, o.Labels) {
 		st.gen = w.gens[cluster.KindPod]
 		return
 	}
 	if st != nil {
-		for _, ip := range st.ips {
+		for _, ip := range st.pod.ips {
 			w.unlistPod(ip, st.pod)
 		}
 		delete(w.podsBy, key)
 	}
 	if o != nil {
-		st = &podState{gen: w.gens[cluster.KindPod], ips: o.IPs,
-			pod: &Pod{strings.Clone(o.Namespace), strings.Clone(o.Name), o.Labels}}
+		st = &podState{gen: w.gens[cluster.KindPod],
+			pod: &Pod{strings.Clone(o.Namespace), strings.Clone(o.Name), o.Labels, o.IPs}}
 		w.podsBy[cluster.Key{Namespace: st.pod.Namespace, Name: st.pod.Name}] = st
-		for _, ip := range st.ips {
+		for _, ip := range st.pod.ips {
 			w.listPod(ip, st.pod)
 		}
 	}
