@@ -54,7 +54,11 @@ func write(w io.Writer, h Header, objects iter.Seq[cluster.Object]) error {
 	}
 	for o := range objects {
 		buf.WriteByte(byte(o.Kind()))
-		if err := record(o); err != nil {
+		v := any(o)
+		if s, ok := o.(*cluster.Slice); ok {
+			v = fromSlice(s)
+		}
+		if err := record(v); err != nil {
 			return fmt.Errorf("%s %s: %w", o.Kind(), o.Key(), err)
 		}
 	}
@@ -186,9 +190,13 @@ func (r *reader) object(kinds cluster.Kinds) (cluster.Object, error) {
 	if k >= cluster.NumKinds || !kinds.Has(k) {
 		return nil, damaged(fmt.Sprintf("an object of kind %d (%s)", k, k), nil)
 	}
-	o := newObject(k)
-	if err := r.dec.Unmarshal(data[1:], o); err != nil {
+	v := newValue(k)
+	if err := r.dec.Unmarshal(data[1:], v); err != nil {
 		return nil, damaged(fmt.Sprintf("a %s: %v", k, err), nil)
+	}
+	o, ok := v.(cluster.Object)
+	if !ok {
+		o = v.(*slice).toSlice()
 	}
 	if o.Key().Name == "" {
 		return nil, damaged(fmt.Sprintf("a %s without a name", k), nil)
@@ -196,14 +204,15 @@ func (r *reader) object(kinds cluster.Kinds) (cluster.Object, error) {
 	return o, nil
 }
 
-func newObject(k cluster.Kind) cluster.Object {
+// newValue returns what a value of a kind is decoded into: itself or, for slices, a slice.
+func newValue(k cluster.Kind) any {
 	switch k {
 	case cluster.KindNamespace:
 		return &cluster.Namespace{}
 	case cluster.KindService:
 		return &cluster.Service{}
 	case cluster.KindSlice:
-		return &cluster.Slice{}
+		return &slice{}
 	case cluster.KindPod:
 		return &cluster.Pod{}
 	case cluster.KindNode:
