@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
@@ -33,6 +34,22 @@ func Save(path string, h Header, objects iter.Seq[cluster.Object]) (size int64, 
 		return 0, errors.Join(err, os.Remove(f.Name()))
 	}
 	return size, syncDir(filepath.Dir(path))
+}
+
+// Check says why Save could not put a file at path, as far as that can be told before: that the disk is full just now is
+// no reason.
+func Check(path string) error {
+	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+		return errors.New("not a regular file")
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+unfinished+"*")
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
 // finish writes to f, and on to the disk.

@@ -95,7 +95,7 @@ func read(r io.Reader, key string, each func(cluster.Object)) (h Header, err err
 		return h, err
 	}
 	if h.Key != key {
-		return h, fmt.Errorf("%w: of %q, not of %q", ErrForeign, h.Key, key)
+		return h, fmt.Errorf("%w: of (%s), not of (%s)", ErrForeign, h.Key, key)
 	}
 	for {
 		o, err := in.object(h.Kinds)

@@ -187,7 +187,7 @@ func TestRefusals(t *testing.T) {
 		want error
 		says []string
 	}{
-		{"another key", encode(t, Header{Key: "other"}), ErrForeign, []string{`"other"`, `"test"`}},
+		{"another key", encode(t, Header{Key: "other"}), ErrForeign, []string{"of (other)", "not of (test)"}},
 		{"a newer version", append([]byte("ropewalk snapshot 2\n"), raw[len("ropewalk snapshot 1\n"):]...), ErrVersion, []string{"2", "1"}},
 		{"a version of many digits", []byte("ropewalk snapshot 99999999999999999999\n"), ErrDamaged, nil},
 		{"a text", []byte("apiVersion: v1\nkind: Service\n"), ErrDamaged, nil},

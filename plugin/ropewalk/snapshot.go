@@ -1,0 +1,274 @@
+package ropewalk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cluster/apiserver"
+	"github.com/ropewalk-net/ropewalk/cluster/snapshot"
+	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/zone"
+)
+
+const (
+	// saveEvery is how long there is at least between the snapshots of a cluster that changes.
+	saveEvery = 30 * time.Second
+	// askEvery is how often a feed that has a snapshot asks its source whether it is out of touch, until it knows.
+	askEvery = 10 * time.Millisecond
+)
+
+// keeper keeps the snapshot of a feed: it fills the zone from the file before the source begins, and writes the file
+// while there is something new.
+type keeper struct {
+	path   string
+	header snapshot.Header // but for the time
+	feed   *feed
+	every  time.Duration
+	// loaded is closed when the file has been read, or is of no use. stale is closed when what was in it is to be relied
+	// on, since the source is out of touch.
+	loaded, stale chan struct{}
+	done          chan struct{} // closed when run has ended
+	// filled is what the zone was filled from, nil if there was nothing. last is what is in the file.
+	filled, last atomic.Pointer[inFile]
+	// failing says that the last attempt to write failed, saved is what the last good one wrote.
+	failing bool
+	saved   *zone.View
+}
+
+// inFile is a snapshot that is in a file.
+type inFile struct {
+	taken time.Time
+	size  int64
+}
+
+func newKeeper(f *feed, c *config) *keeper {
+	snapshotErrors.WithLabelValues(c.snapshot)
+	return &keeper{
+		path: c.snapshot, header: snapshot.Header{Key: c.snapshotKey(f.source), Kinds: f.interest.Kinds},
+		feed: f, every: saveEvery, loaded: make(chan struct{}), stale: make(chan struct{}), done: make(chan struct{}),
+	}
+}
+
+// run loads, waits until the source has delivered, and saves until ctx ends and then once more.
+func (k *keeper) run(ctx context.Context) {
+	defer close(k.done)
+	snapshotFiles.take(k)
+	defer snapshotFiles.leave(k)
+	k.load(ctx)
+	close(k.loaded)
+	if !k.awaitLive(ctx) {
+		return // there is nothing newer than what is in the file
+	}
+	tick := time.NewTicker(k.every)
+	defer tick.Stop()
+	for {
+		if k.feed.zone.View() != k.saved {
+			k.save()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			k.save() // even if nothing has changed: it says that nothing has until now
+			return
+		}
+	}
+}
+
+// load fills the zone from the file.
+func (k *keeper) load(ctx context.Context) {
+	s, err := snapshot.Open(k.path, k.header.Key)
+	if errors.Is(err, fs.ErrNotExist) {
+		log.Infof("there is no snapshot %s yet", k.path)
+		return
+	}
+	if err == nil {
+		defer s.Close()
+		err = s.Deliver(ctx, k.feed.zone)
+	}
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		snapshotErrors.WithLabelValues(k.path).Inc()
+		log.Warningf("starting without the snapshot: %v", err)
+	default:
+		in := &inFile{s.Taken, s.Size}
+		k.filled.Store(in)
+		k.last.Store(in)
+	}
+}
+
+// awaitLive waits until the source has delivered everything, and says whether it has. Once the source is out of touch, or
+// has been waited for long enough, the snapshot has to do.
+func (k *keeper) awaitLive(ctx context.Context) bool {
+	ask := time.NewTicker(askEvery)
+	defer ask.Stop()
+	for k.filled.Load() != nil {
+		select {
+		case <-k.feed.live:
+			return true
+		case <-ctx.Done():
+			return isClosed(k.feed.live)
+		case <-k.feed.late:
+		case <-ask.C:
+			if k.feed.source.Age() == 0 {
+				continue
+			}
+		}
+		log.Warningf("the API server has not delivered: serving what is in the snapshot %s, which is %v old", k.path, k.age().Round(time.Second))
+		close(k.stale)
+		break
+	}
+	select {
+	case <-k.feed.live:
+	case <-ctx.Done():
+		return isClosed(k.feed.live)
+	}
+	if isClosed(k.stale) {
+		log.Infof("the API server's objects have taken the place of those in the snapshot %s", k.path)
+	}
+	return true
+}
+
+// age returns how old the snapshot is that the zone was filled from, 0 if there was none.
+func (k *keeper) age() time.Duration {
+	if in := k.filled.Load(); in != nil {
+		return max(time.Since(in.taken), time.Nanosecond)
+	}
+	return 0
+}
+
+// save writes the file, unless it belongs to a younger feed by now.
+func (k *keeper) save() {
+	snapshotFiles.mu.Lock()
+	defer snapshotFiles.mu.Unlock()
+	if !snapshotFiles.mayWrite(k) {
+		return
+	}
+	view, h := k.feed.zone.View(), k.header
+	h.Taken = time.Now().Add(-k.feed.source.Age())
+	size, err := snapshot.Save(k.path, h, view.Objects())
+	if err != nil {
+		snapshotErrors.WithLabelValues(k.path).Inc()
+		if !k.failing {
+			log.Errorf("the snapshot cannot be written, so that the old one stays; trying again: %v", err)
+		}
+		k.failing = true
+		return
+	}
+	if k.failing {
+		log.Infof("the snapshot %s can be written again", k.path)
+	}
+	k.failing, k.saved = false, view
+	k.last.Store(&inFile{h.Taken, size})
+}
+
+func (k *keeper) collect(ch chan<- prometheus.Metric) {
+	if in := k.last.Load(); in != nil {
+		taken := float64(in.taken.UnixNano()) / 1e9
+		ch <- prometheus.MustNewConstMetric(snapshotTimeDesc, prometheus.GaugeValue, taken, k.path)
+		ch <- prometheus.MustNewConstMetric(snapshotSizeDesc, prometheus.GaugeValue, float64(in.size), k.path)
+	}
+}
+
+// files says who writes which snapshot: the youngest of the feeds that are to, which after a reload of the Corefile is the
+// one that stays. Its lock is held while one is written.
+type files struct {
+	mu     sync.Mutex
+	keeper map[string]*keeper
+}
+
+var snapshotFiles = &files{keeper: map[string]*keeper{}}
+
+func (f *files) take(k *keeper) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.keeper[k.path] = k
+	if err := snapshot.Tidy(k.path); err != nil {
+		log.Warningf("what was left unfinished beside the snapshot stays: %v", err)
+	}
+}
+
+// mayWrite is for those who hold the lock. A feed that never came up leaves the file to the one that it was to follow.
+func (f *files) mayWrite(k *keeper) bool {
+	if f.keeper[k.path] == nil {
+		f.keeper[k.path] = k
+	}
+	return f.keeper[k.path] == k
+}
+
+func (f *files) leave(k *keeper) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.keeper[k.path] == k {
+		delete(f.keeper, k.path)
+	}
+}
+
+// snapshotKey tells snapshots apart that cannot stand for each other. What only matters when answers are made of them, such
+// as ttl, is not in it.
+func (cfg *config) snapshotKey(source cluster.Source) string {
+	host := ""
+	if s, ok := source.(*apiserver.Source); ok {
+		host = s.Host()
+	}
+	interest := cfg.interest()
+	parts := []string{strings.Join(cfg.zones, " "), host}
+	for k := range cluster.NumKinds {
+		if interest.Kinds.Has(k) {
+			parts = append(parts, k.String())
+		}
+	}
+	for _, option := range []struct {
+		name string
+		set  bool
+	}{
+		{fmt.Sprintf("namespaces %q", cfg.namespaces), len(cfg.namespaces) > 0},
+		{fmt.Sprintf("namespace_labels %q", cfg.nsLabels), cfg.nsLabels != ""},
+		{fmt.Sprintf("labels %q", cfg.labels), cfg.labels != ""},
+		{"endpoint_pod_names", cfg.endpointPodNames},
+		{"ignore empty_service", cfg.ignoreEmpty},
+		{"zonal", cfg.zonal},
+		{"labels of pods", interest.PodLabels},
+	} {
+		if option.set {
+			parts = append(parts, option.name)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// checkSnapshot refuses a file that could not be written.
+func (cfg *config) checkSnapshot() error {
+	if cfg.snapshot == "" {
+		return nil
+	}
+	if err := snapshot.Check(cfg.snapshot); err != nil {
+		return fmt.Errorf("%s: snapshot %s: %w: its directory has to be there, and this program has to be allowed to write files to it",
+			cfg.snapshotAt, cfg.snapshot, err)
+	}
+	return nil
+}
+
+// ownSnapshot refuses a file that another stanza of the Corefile, with other options, has already.
+func (cfg *config) ownSnapshot(c *caddy.Controller) error {
+	if cfg.snapshot == "" {
+		return nil
+	}
+	type file string
+	other, ok := c.Get(file(cfg.snapshot)).(*config)
+	if ok && other.feedKey() != cfg.feedKey() {
+		return fmt.Errorf("%s: snapshot %s is that of %s, whose zones or options are others: name another file",
+			cfg.snapshotAt, cfg.snapshot, other.snapshotAt)
+	}
+	c.Set(file(cfg.snapshot), cfg)
+	return nil
+}
