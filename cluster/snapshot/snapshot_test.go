@@ -11,13 +11,16 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"math/rand/v2"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -345,6 +348,86 @@ func (c *counter) Apply(ch cluster.Change) {
 		c.synced++
 	}
 }
+
+const saving = "ROPEWALK_TEST_SAVING"
+
+// TestKilled kills a process that saves one of two snapshots after the other, at any point: one of the two is there.
+func TestKilled(t *testing.T) {
+	if path := os.Getenv(saving); path != "" {
+		for n := uint16(0); ; n++ {
+			if _, err := Save(path, header, state(n%2)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s")
+	if _, err := Save(path, header, state(0)); err != nil {
+		t.Fatal(err)
+	}
+	unfinished := 0
+	for range 60 {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKilled$")
+		cmd.Env = append(os.Environ(), saving+"="+path)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		was, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Microsecond) {
+			if now, err := os.Stat(path); err != nil || !os.SameFile(was, now) {
+				break // it is at it
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("nothing is saved")
+			}
+		}
+		time.Sleep(rand.N(10 * time.Millisecond)) // somewhere within; nothing depends on where
+		cmd.Process.Kill()
+		cmd.Wait()
+		s, err := Open(path, header.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[uint16]int{}
+		if err := s.Deliver(t.Context(), sinkFunc(func(c cluster.Change) {
+			if o, ok := c.Object.(*cluster.Service); ok {
+				seen[o.Ports[0].Port]++
+			}
+		})); err != nil {
+			t.Error(err)
+		}
+		s.Close()
+		if len(seen) != 1 || seen[0]+seen[1] != stateSize {
+			t.Errorf("objects by state: %v", seen)
+		}
+		entries, _ := os.ReadDir(dir)
+		unfinished += len(entries) - 1
+		if err := Tidy(path); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("killed within a file %d times of 60", unfinished)
+}
+
+const stateSize = 3000
+
+func state(n uint16) iter.Seq[cluster.Object] {
+	return func(yield func(cluster.Object) bool) {
+		for i := range stateSize {
+			if !yield(&cluster.Service{Namespace: "a", Name: fmt.Sprint("service-", i), Ports: []cluster.ServicePort{{Port: n}}}) {
+				return
+			}
+		}
+	}
+}
+
+type sinkFunc func(cluster.Change)
+
+func (f sinkFunc) Apply(c cluster.Change) { f(c) }
 
 func TestTidy(t *testing.T) {
 	dir := t.TempDir()

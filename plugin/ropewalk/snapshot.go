@@ -24,6 +24,9 @@ const (
 	saveEvery = 30 * time.Second
 	// askEvery is how often a feed that has a snapshot asks its source whether it is out of touch, until it knows.
 	askEvery = 10 * time.Millisecond
+	// patience is for how long a source that is out of touch may yet find what it looks for: a kind that is served in
+	// another version, say.
+	patience = 200 * time.Millisecond
 )
 
 // keeper keeps the snapshot of a feed: it fills the zone from the file before the source begins, and writes the file
@@ -119,7 +122,7 @@ func (k *keeper) awaitLive(ctx context.Context) bool {
 			return isClosed(k.feed.live)
 		case <-k.feed.late:
 		case <-ask.C:
-			if k.feed.source.Age() == 0 {
+			if k.feed.source.Age() < patience {
 				continue
 			}
 		}

@@ -215,7 +215,7 @@ func TestWarmStart(t *testing.T) {
 	if f.age() < time.Hour {
 		t.Errorf("age %v, want that of the snapshot", f.age())
 	}
-	source.age.Store(1)
+	source.age.Store(int64(time.Second))
 	f.await(time.Hour)
 	if !f.ready() || isClosed(f.live) {
 		t.Errorf("ready: %v, live: %v", f.ready(), isClosed(f.live))
@@ -292,7 +292,7 @@ func TestRefusedSnapshot(t *testing.T) {
 			log := logged(t)
 			errors := failuresOf(t, path)
 			f, source, stop = keep(t, path, 0, c.options...)
-			source.age.Store(1)
+			source.age.Store(int64(time.Second))
 			f.await(0)
 			<-f.keeper.loaded
 			expectAnswer(t, f, "web", "SERVFAIL")

@@ -27,7 +27,7 @@ import (
 	"github.com/ropewalk-net/ropewalk/test/standin"
 )
 
-var away = flag.Duration("away", 2*time.Second, "how long the API server is away in TestOutages, where it is away")
+var away = flag.Duration("away", time.Second, "how long the API server is away in TestOutages, where it is away")
 
 const (
 	addr    = "127.0.0.1:1053"
