@@ -1,7 +1,7 @@
 // Package snapshot keeps the values of a cluster in a file, for a consumer that starts while the API server is away.
 //
-// A file is either whole or not used: it is written beside the old one and renamed over it, and it is read to its end,
-// against its checksum, before anything of it is handed on. What is in it has a version and a key; a file of another
+// A file is either whole or not used: it is written beside the old one and renamed over it, and nothing of it is Synced
+// before it has been read to its end, against its checksum. What is in it has a version and a key; a file of another
 // version, or for another key, is refused.
 //
 // The package does not know what is worth keeping, nor when: that is its caller's.

@@ -91,57 +91,39 @@ func Tidy(path string) error {
 	return errors.Join(errs...)
 }
 
-// Snapshot is a file that has been found whole. Close it.
-type Snapshot struct {
-	Header
-	// Size is its length in octets.
-	Size int64
-	f    *os.File
-}
-
-// Open opens the file at path and reads it through. An error that is ErrDamaged, ErrVersion or ErrForeign says why a
-// file that is there is of no use.
-func Open(path, key string) (*Snapshot, error) {
+// Load hands what is in the file at path to sink, as one listing of each kind whose changes have no time of arrival. It
+// returns the length of the file in octets. Whether the file is good shows at its end: after an error nothing is Synced,
+// and what has been applied is worth nothing. An error that is ErrDamaged, ErrVersion or ErrForeign says why a file that
+// is there is of no use.
+func Load(ctx context.Context, path, key string, sink cluster.Sink) (h Header, size int64, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return h, 0, err
 	}
-	s := &Snapshot{f: f}
-	if s.Header, err = read(f, key, func(cluster.Object) {}); err == nil {
-		s.Size, err = f.Seek(0, io.SeekEnd)
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return s, nil
-}
-
-// Close closes the file.
-func (s *Snapshot) Close() error { return s.f.Close() }
-
-// Deliver hands everything to sink, as one listing of each kind whose changes have no time of arrival. If it ends early,
-// because ctx ends or the file is not what it was any more, nothing is Synced.
-func (s *Snapshot) Deliver(ctx context.Context, sink cluster.Sink) error {
-	if _, err := s.f.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	s.end(sink, cluster.Replace)
-	_, err := read(&stoppable{ctx, s.f}, s.Key, func(o cluster.Object) { sink.Apply(cluster.Upserted(o, time.Time{})) })
-	if err != nil {
-		return err
-	}
-	s.end(sink, cluster.Synced)
-	return nil
-}
-
-// end applies op, which is one of the ends of a listing, to all kinds.
-func (s *Snapshot) end(sink cluster.Sink, op cluster.Op) {
-	for k := range cluster.NumKinds {
-		if s.Kinds.Has(k) {
-			sink.Apply(cluster.Change{Op: op, Kind: k})
+	defer f.Close()
+	ends := func(op cluster.Op) {
+		for k := range cluster.NumKinds {
+			if h.Kinds.Has(k) {
+				sink.Apply(cluster.Change{Op: op, Kind: k})
+			}
 		}
 	}
+	err = read(&stoppable{ctx, f}, func(got Header) error {
+		if got.Key != key {
+			return fmt.Errorf("%w: of (%s), not of (%s)", ErrForeign, got.Key, key)
+		}
+		h = got
+		ends(cluster.Replace)
+		return nil
+	}, func(o cluster.Object) { sink.Apply(cluster.Upserted(o, time.Time{})) })
+	if err == nil {
+		size, err = f.Seek(0, io.SeekCurrent)
+	}
+	if err != nil {
+		return h, 0, fmt.Errorf("%s: %w", path, err)
+	}
+	ends(cluster.Synced)
+	return h, size, nil
 }
 
 // stoppable is a reader that fails once ctx has ended.

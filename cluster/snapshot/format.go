@@ -70,9 +70,9 @@ func write(w io.Writer, h Header, objects iter.Seq[cluster.Object]) error {
 	return err
 }
 
-// read reads a snapshot to its end and calls each with every object as it comes. Only when it returns without an error
-// were they what has been written; until then they are merely values.
-func read(r io.Reader, key string, each func(cluster.Object)) (h Header, err error) {
+// read reads a snapshot to its end, and calls head with its header, which may refuse it, and each with every object as it
+// comes. Only when it returns without an error were they what has been written; until then they are merely values.
+func read(r io.Reader, head func(Header) error, each func(cluster.Object)) (err error) {
 	in := &reader{in: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
 	in.dec, err = cbor.DecOptions{
 		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
@@ -86,24 +86,25 @@ func read(r io.Reader, key string, each func(cluster.Object)) (h Header, err err
 		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
 	}.DecMode()
 	if err != nil {
-		return h, err
+		return err
 	}
 	if err := in.version(); err != nil {
-		return h, err
+		return err
 	}
-	if h, err = in.header(); err != nil {
-		return h, err
+	h, err := in.header()
+	if err != nil {
+		return err
 	}
-	if h.Key != key {
-		return h, fmt.Errorf("%w: of (%s), not of (%s)", ErrForeign, h.Key, key)
+	if err := head(h); err != nil {
+		return err
 	}
 	for {
 		o, err := in.object(h.Kinds)
 		if err != nil {
-			return h, err
+			return err
 		}
 		if o == nil {
-			return h, in.end()
+			return in.end()
 		}
 		each(o)
 	}

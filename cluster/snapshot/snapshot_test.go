@@ -103,14 +103,17 @@ func encode(t testing.TB, h Header, objects ...cluster.Object) []byte {
 	return b.Bytes()
 }
 
-func decode(raw []byte, key string) (h Header, objects []cluster.Object, err error) {
-	h, err = read(bytes.NewReader(raw), key, func(o cluster.Object) { objects = append(objects, o) })
+func decode(raw []byte) (h Header, objects []cluster.Object, err error) {
+	err = read(bytes.NewReader(raw), func(got Header) error {
+		h = got
+		return nil
+	}, func(o cluster.Object) { objects = append(objects, o) })
 	return h, objects, err
 }
 
 func TestReadsWhatWasWritten(t *testing.T) {
 	for _, want := range [][]cluster.Object{nil, objects()} {
-		h, got, err := decode(encode(t, header, want...), "test")
+		h, got, err := decode(encode(t, header, want...))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,19 +166,19 @@ func schema(t reflect.Type) string {
 func TestDamage(t *testing.T) {
 	raw := encode(t, header, objects()...)
 	for i := range raw {
-		if _, _, err := decode(raw[:i], "test"); !errors.Is(err, ErrDamaged) {
+		if _, _, err := decode(raw[:i]); !errors.Is(err, ErrDamaged) {
 			t.Fatalf("cut at %d of %d: %v", i, len(raw), err)
 		}
 		for _, flip := range []byte{1, 0x80, 0xff} {
 			bad := bytes.Clone(raw)
 			bad[i] ^= flip
-			_, _, err := decode(bad, "test")
-			if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrForeign) && !errors.Is(err, ErrVersion) {
+			_, _, err := decode(bad)
+			if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrVersion) {
 				t.Fatalf("octet %d of %d changed by %#x: %v", i, len(raw), flip, err)
 			}
 		}
 	}
-	if _, _, err := decode(append(raw, 0), "test"); !errors.Is(err, ErrDamaged) {
+	if _, _, err := decode(append(raw, 0)); !errors.Is(err, ErrDamaged) {
 		t.Errorf("something behind it: %v", err)
 	}
 }
@@ -190,7 +193,6 @@ func TestRefusals(t *testing.T) {
 		want error
 		says []string
 	}{
-		{"another key", encode(t, Header{Key: "other"}), ErrForeign, []string{"of (other)", "not of (test)"}},
 		{"a newer version", append([]byte("ropewalk snapshot 2\n"), raw[len("ropewalk snapshot 1\n"):]...), ErrVersion, []string{"2", "1"}},
 		{"a version of many digits", []byte("ropewalk snapshot 99999999999999999999\n"), ErrDamaged, nil},
 		{"a text", []byte("apiVersion: v1\nkind: Service\n"), ErrDamaged, nil},
@@ -198,7 +200,7 @@ func TestRefusals(t *testing.T) {
 		{"an object of a kind that is not all there", encode(t, services, &cluster.Pod{Name: "p"}), ErrDamaged, []string{"Pod"}},
 		{"an object without a name", encode(t, header, &cluster.Pod{}), ErrDamaged, []string{"Pod"}},
 	} {
-		_, _, err := decode(c.raw, "test")
+		_, _, err := decode(c.raw)
 		if !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
@@ -228,12 +230,12 @@ func TestMemory(t *testing.T) {
 		"a deep nesting": append([]byte{0, 0, 0, 101, 2}, bytes.Repeat([]byte{0x81}, 100)...),
 	} {
 		raw := append(bytes.Clone(head), tail...)
-		if _, _, err := decode(raw, "test"); !errors.Is(err, ErrDamaged) {
+		if _, _, err := decode(raw); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: %v", name, err)
 		}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		decode(raw, "test")
+		decode(raw)
 		runtime.ReadMemStats(&after)
 		if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
 			t.Errorf("%s: %d octets allocated", name, n)
@@ -252,17 +254,13 @@ func TestSave(t *testing.T) {
 	if err != nil || st.Size() != size || st.Mode() != 0o600 {
 		t.Errorf("%v %v, want %d octets and mode 0600", st, err, size)
 	}
-	s, err := Open(path, "test")
+	var got sink
+	h, read, err := Load(t.Context(), path, "test", &got)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	if d := cmp.Diff(header, s.Header); d != "" || s.Size != size {
-		t.Errorf("%d octets, %s", s.Size, d)
-	}
-	var got sink
-	if err := s.Deliver(t.Context(), &got); err != nil {
-		t.Fatal(err)
+	if d := cmp.Diff(header, h); d != "" || read != size {
+		t.Errorf("%d octets, %s", read, d)
 	}
 	var want sink
 	for _, op := range []cluster.Op{cluster.Replace, cluster.Synced} {
@@ -282,7 +280,7 @@ func TestSave(t *testing.T) {
 	if _, err := Save(path, header, slices.Values([]cluster.Object{endless})); err == nil {
 		t.Error("written")
 	}
-	if _, err := Open(path, "test"); err != nil {
+	if _, _, err := Load(t.Context(), path, "test", &got); err != nil {
 		t.Error(err)
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
@@ -297,24 +295,13 @@ type sink []cluster.Change
 
 func (s *sink) Apply(c cluster.Change) { *s = append(*s, c) }
 
-// TestDeliverEnds: what ends early is not Synced.
-func TestDeliverEnds(t *testing.T) {
+// TestLoadEnds: what ends early is not Synced, and what is foreign is not even begun.
+func TestLoadEnds(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	many := func(yield func(cluster.Object) bool) {
-		for i := range 10000 {
-			if !yield(&cluster.Namespace{Name: fmt.Sprintf("a-name-of-some-length-%d", i)}) {
-				return
-			}
-		}
-	}
-	if _, err := Save(path, header, iter.Seq[cluster.Object](many)); err != nil {
-		t.Fatal(err)
-	}
-	s, err := Open(path, "test")
+	size, err := Save(path, header, state(0))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	var got counter
 	got.each = func() {
@@ -322,28 +309,42 @@ func TestDeliverEnds(t *testing.T) {
 			cancel()
 		}
 	}
-	if err := s.Deliver(ctx, &got); !errors.Is(err, context.Canceled) || got.upserts >= 10000 || got.synced > 0 {
+	if _, _, err := Load(ctx, path, "test", &got); !errors.Is(err, context.Canceled) || got.upserts >= stateSize || got.synced > 0 {
 		t.Errorf("%v after %d upserts, %d kinds synced", err, got.upserts, got.synced)
 	}
-	if err := os.Truncate(path, s.Size-1); err != nil {
+	got = counter{}
+	_, _, err = Load(t.Context(), path, "other", &got)
+	if !errors.Is(err, ErrForeign) || got.begun+got.upserts+got.synced > 0 {
+		t.Errorf("%v after %+v", err, got)
+	}
+	for _, w := range []string{path, "of (test)", "not of (other)"} {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("no %q in %v", w, err)
+		}
+	}
+	if err := os.Truncate(path, size-1); err != nil {
 		t.Fatal(err)
 	}
-	got = counter{each: func() {}}
-	if err := s.Deliver(t.Context(), &got); !errors.Is(err, ErrDamaged) || got.synced > 0 {
+	got = counter{}
+	if _, _, err := Load(t.Context(), path, "test", &got); !errors.Is(err, ErrDamaged) || got.synced > 0 {
 		t.Errorf("%v, %d kinds synced", err, got.synced)
 	}
 }
 
 type counter struct {
-	upserts, synced int
-	each            func()
+	begun, upserts, synced int
+	each                   func()
 }
 
 func (c *counter) Apply(ch cluster.Change) {
 	switch ch.Op {
+	case cluster.Replace:
+		c.begun++
 	case cluster.Upsert:
 		c.upserts++
-		c.each()
+		if c.each != nil {
+			c.each()
+		}
 	case cluster.Synced:
 		c.synced++
 	}
@@ -388,19 +389,14 @@ func TestKilled(t *testing.T) {
 		time.Sleep(rand.N(10 * time.Millisecond)) // somewhere within; nothing depends on where
 		cmd.Process.Kill()
 		cmd.Wait()
-		s, err := Open(path, header.Key)
-		if err != nil {
-			t.Fatal(err)
-		}
 		seen := map[uint16]int{}
-		if err := s.Deliver(t.Context(), sinkFunc(func(c cluster.Change) {
+		if _, _, err := Load(t.Context(), path, header.Key, sinkFunc(func(c cluster.Change) {
 			if o, ok := c.Object.(*cluster.Service); ok {
 				seen[o.Ports[0].Port]++
 			}
 		})); err != nil {
-			t.Error(err)
+			t.Fatal(err)
 		}
-		s.Close()
 		if len(seen) != 1 || seen[0]+seen[1] != stateSize {
 			t.Errorf("objects by state: %v", seen)
 		}
@@ -463,12 +459,11 @@ func FuzzRead(f *testing.F) {
 		if mend {
 			raw = sealed(raw)
 		}
-		var objects []cluster.Object
-		h, err := read(bytes.NewReader(raw), "test", func(o cluster.Object) { objects = append(objects, o) })
+		h, objects, err := decode(raw)
 		if err != nil {
 			return
 		}
-		again, more, err := decode(encode(t, h, objects...), "test")
+		again, more, err := decode(encode(t, h, objects...))
 		if err != nil {
 			t.Fatalf("what was read cannot be written and read: %v", err)
 		}

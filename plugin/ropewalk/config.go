@@ -325,6 +325,7 @@ func (cfg *config) zoneOptions() zone.Options {
 		MultiCluster:     len(cfg.multicluster) > 0,
 		FollowReverse:    cfg.followReverse,
 		Namespaces:       cfg.namespaces,
+		Served:           observe,
 	}
 }
 
@@ -361,6 +362,7 @@ func (cfg *config) newSource() (cluster.Source, error) {
 // feedKey is equal for configurations that can share a feed.
 func (cfg *config) feedKey() string {
 	o := cfg.zoneOptions()
+	o.Served = nil
 	api := cfg.api
 	var snapshot []string
 	if cfg.snapshot != "" {

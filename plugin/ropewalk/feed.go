@@ -25,10 +25,7 @@ type feed struct {
 	stop     context.CancelFunc
 	done     sync.WaitGroup
 
-	// live is closed when the source has delivered everything, and it is served; pending are the kinds that it has not.
-	live    chan struct{}
-	pending cluster.Kinds // the zone's writer's
-	// late is closed when somebody does not want to wait for that any longer.
+	// late is closed when somebody does not want to wait for the source any longer.
 	late   chan struct{}
 	beLate sync.Once
 }
@@ -59,7 +56,7 @@ func (r *registry) join(h *Ropewalk, c *config) (*feed, error) {
 		r.feeds[key] = f
 	}
 	f.users = append(f.users, h)
-	h.zone, h.feed = f.zone, f
+	h.zone, h.keeper, h.feed = f.zone, f.keeper, f
 	r.sweep()
 	return f, nil
 }
@@ -113,13 +110,7 @@ func (r *registry) drop(h *Ropewalk) {
 }
 
 func newFeed(key string, source cluster.Source, c *config) *feed {
-	f := &feed{
-		key: key, source: source, interest: c.interest(), pending: c.interest().Kinds,
-		live: make(chan struct{}), late: make(chan struct{}),
-	}
-	opts := c.zoneOptions()
-	opts.Served = f.served
-	f.zone = zone.New(opts)
+	f := &feed{key: key, source: source, interest: c.interest(), zone: zone.New(c.zoneOptions()), late: make(chan struct{})}
 	if c.snapshot != "" {
 		f.keeper = newKeeper(f, c)
 	}
@@ -141,35 +132,30 @@ func (f *feed) start() {
 		}
 	}
 	f.done.Go(func() {
-		if f.keeper != nil {
-			<-f.keeper.loaded
-		}
 		if err := f.source.Run(ctx, f.interest, f.zone); err != nil && ctx.Err() == nil {
 			slog.Error("the source of records has stopped", "plugin", pluginName, "error", err)
 		}
 	})
 }
 
-// served is zone.Options.Served. What a snapshot delivers has no time of arrival.
-func (f *feed) served(c cluster.Change, at time.Time) {
-	if c.Received.IsZero() {
-		return
+// newest returns what is to be served: what the source has delivered or, until that is everything, what the snapshot says.
+func newest(z *zone.Zone, k *keeper) *zone.View {
+	v := z.View()
+	if k == nil || v.Synced() {
+		return v
 	}
-	observe(c, at)
-	if c.Op == cluster.Synced && f.pending.Has(c.Kind) {
-		if f.pending &^= cluster.KindsOf(c.Kind); f.pending == 0 {
-			close(f.live)
-		}
+	if kept := k.view.Load(); kept != nil {
+		return kept
 	}
+	return v
 }
 
-// ready says whether what is served can be relied on: it is what the source says or, if that is out of touch, what the
-// snapshot says.
-func (f *feed) ready() bool { return isClosed(f.live) || f.keeper != nil && isClosed(f.keeper.stale) }
+// ready says whether everything is known, be it from a snapshot.
+func (f *feed) ready() bool { return newest(f.zone, f.keeper).Synced() }
 
 // age returns for how long what is served has not been known to be current.
 func (f *feed) age() time.Duration {
-	if f.keeper != nil && !isClosed(f.live) {
+	if f.keeper != nil && !isClosed(f.zone.Ready()) {
 		if age := f.keeper.age(); age > 0 {
 			return age
 		}
@@ -181,25 +167,28 @@ func (f *feed) age() time.Duration {
 // that the rest of the Corefile is served while the API is away, and not at all if there is a snapshot and the API is
 // known to be away.
 func (f *feed) await(timeout time.Duration) {
-	var stale chan struct{}
+	var loaded chan struct{}
 	if f.keeper != nil {
-		stale = f.keeper.stale
+		loaded = f.keeper.loaded
 	}
 	deadline := time.After(timeout)
 	progress := time.NewTicker(time.Second)
 	defer progress.Stop()
-	for {
+	for !f.ready() {
 		select {
-		case <-f.live:
-			return
-		case <-stale:
-			return
+		case <-f.zone.Ready():
+		case <-loaded:
+			loaded = nil // of use or not
 		case <-progress.C:
 			log.Info("waiting for the cluster's objects before serving")
 		case <-deadline:
 			f.beLate.Do(func() { close(f.late) })
-			if !f.zone.View().Synced() {
-				log.Warningf("serving without all of the cluster's objects, since they did not arrive within %v (startup_timeout): names that are not known yet get SERVFAIL", timeout)
+			if loaded != nil {
+				<-loaded
+			}
+			if !f.ready() {
+				log.Warningf("serving without all of the cluster's objects, since they did not arrive within %v (startup_timeout): "+
+					"names that are not known yet get SERVFAIL", timeout)
 			}
 			return
 		}

@@ -62,13 +62,12 @@ var (
 		"Size of the snapshot that is in the file.", []string{"file"}, nil)
 )
 
-// observe counts a change that is now served.
+// observe is zone.Options.Served.
 func observe(c cluster.Change, at time.Time) {
-	if c.Op == cluster.Synced {
-		return
-	}
 	updates.WithLabelValues(c.Kind.String()).Inc()
-	programmingDuration.WithLabelValues("watch_to_served").Observe(at.Sub(c.Received).Seconds())
+	if !c.Received.IsZero() {
+		programmingDuration.WithLabelValues("watch_to_served").Observe(at.Sub(c.Received).Seconds())
+	}
 	if s, ok := c.Object.(*cluster.Slice); ok && !s.Triggered.IsZero() && at.After(s.Triggered) {
 		programmingDuration.WithLabelValues("object_to_served").Observe(at.Sub(s.Triggered).Seconds())
 	}
@@ -88,7 +87,7 @@ func (r *registry) Collect(ch chan<- prometheus.Metric) {
 	defer r.mu.Unlock()
 	seen := map[string]bool{}
 	for _, f := range r.feeds {
-		view := f.zone.View()
+		view := newest(f.zone, f.keeper)
 		if f.keeper != nil {
 			f.keeper.collect(ch)
 		}

@@ -36,6 +36,7 @@ type Ropewalk struct {
 	origins *zone.Origins
 	zonal   bool
 	zone    *zone.Zone
+	keeper  *keeper // nil without a snapshot
 	feed    *feed
 	// running says whether the instance of CoreDNS that this is part of is starting or up.
 	running  func() bool
@@ -73,6 +74,9 @@ func (h *Ropewalk) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 	return dns.RcodeSuccess, nil
 }
 
+// view returns what is to be served.
+func (h *Ropewalk) view() *zone.View { return newest(h.zone, h.keeper) }
+
 // passOn is what answer returns instead of a code for queries that the next plugin should have.
 const passOn = -1
 
@@ -85,7 +89,7 @@ func (h *Ropewalk) answer(ctx context.Context, state request.Request) (*dns.Msg,
 	if err != nil {
 		return nil, dns.RcodeFormatError
 	}
-	view := h.zone.View()
+	view := h.view()
 	msg, res := view.Answer(msg, zone.Query{
 		Type:    q.Qtype,
 		Origins: h.origins,

@@ -29,18 +29,19 @@ const (
 	patience = 200 * time.Millisecond
 )
 
-// keeper keeps the snapshot of a feed: it fills the zone from the file before the source begins, and writes the file
-// while there is something new.
+// keeper keeps the snapshot of a feed: it reads it where the source does not deliver, and writes it while there is
+// something new.
 type keeper struct {
 	path   string
 	header snapshot.Header // but for the time
+	opts   zone.Options
 	feed   *feed
 	every  time.Duration
-	// loaded is closed when the file has been read, or is of no use. stale is closed when what was in it is to be relied
-	// on, since the source is out of touch.
-	loaded, stale chan struct{}
-	done          chan struct{} // closed when run has ended
-	// filled is what the zone was filled from, nil if there was nothing. last is what is in the file.
+	// loaded is closed when it is known what the file is good for, or that it is not needed; done when run has ended.
+	loaded, done chan struct{}
+	// view is made of what was in the file. It is nil if there was nothing, and when the source has delivered.
+	view atomic.Pointer[zone.View]
+	// filled is what view was made of, last what is in the file by now.
 	filled, last atomic.Pointer[inFile]
 	// failing says that the last attempt to write failed, saved is what the last good one wrote.
 	failing bool
@@ -56,25 +57,34 @@ type inFile struct {
 func newKeeper(f *feed, c *config) *keeper {
 	snapshotErrors.WithLabelValues(c.snapshot)
 	return &keeper{
-		path: c.snapshot, header: snapshot.Header{Key: c.snapshotKey(f.source), Kinds: f.interest.Kinds},
-		feed: f, every: saveEvery, loaded: make(chan struct{}), stale: make(chan struct{}), done: make(chan struct{}),
+		path: c.snapshot, header: snapshot.Header{Key: c.snapshotKey(f.source), Kinds: f.interest.Kinds}, opts: c.zoneOptions(),
+		feed: f, every: saveEvery, loaded: make(chan struct{}), done: make(chan struct{}),
 	}
 }
 
-// run loads, waits until the source has delivered, and saves until ctx ends and then once more.
+// run loads if need be, and once the source has delivered saves until ctx ends and then once more.
 func (k *keeper) run(ctx context.Context) {
 	defer close(k.done)
 	snapshotFiles.take(k)
 	defer snapshotFiles.leave(k)
-	k.load(ctx)
+	if !k.live(ctx) {
+		k.load(ctx)
+	}
 	close(k.loaded)
-	if !k.awaitLive(ctx) {
-		return // there is nothing newer than what is in the file
+	select {
+	case <-k.feed.zone.Ready():
+	case <-ctx.Done():
+		if !isClosed(k.feed.zone.Ready()) {
+			return // there is nothing newer than what is in the file
+		}
+	}
+	if k.view.Swap(nil) != nil {
+		log.Infof("the API server's objects have taken the place of those in the snapshot %s", k.path)
 	}
 	tick := time.NewTicker(k.every)
 	defer tick.Stop()
 	for {
-		if k.feed.zone.View() != k.saved {
+		if ctx.Err() == nil && k.feed.zone.View() != k.saved {
 			k.save()
 		}
 		select {
@@ -86,62 +96,50 @@ func (k *keeper) run(ctx context.Context) {
 	}
 }
 
-// load fills the zone from the file.
+// live waits until the source has delivered, is out of touch, or has been waited for long enough, and says whether it has
+// delivered.
+func (k *keeper) live(ctx context.Context) bool {
+	ask := time.NewTicker(askEvery)
+	defer ask.Stop()
+	for k.feed.source.Age() < patience {
+		select {
+		case <-ask.C:
+		case <-k.feed.zone.Ready():
+			return true
+		case <-k.feed.late:
+			return isClosed(k.feed.zone.Ready())
+		case <-ctx.Done():
+			return isClosed(k.feed.zone.Ready())
+		}
+	}
+	return false
+}
+
+// load makes view of what is in the file.
 func (k *keeper) load(ctx context.Context) {
-	s, err := snapshot.Open(k.path, k.header.Key)
-	if errors.Is(err, fs.ErrNotExist) {
-		log.Infof("there is no snapshot %s yet", k.path)
-		return
-	}
-	if err == nil {
-		defer s.Close()
-		err = s.Deliver(ctx, k.feed.zone)
-	}
+	var in inFile
+	view, err := zone.Fill(k.opts, func(sink cluster.Sink) error {
+		h, size, err := snapshot.Load(ctx, k.path, k.header.Key, sink)
+		in = inFile{h.Taken, size}
+		return err
+	})
 	switch {
 	case ctx.Err() != nil:
+	case errors.Is(err, fs.ErrNotExist):
+		log.Infof("there is no snapshot %s yet", k.path)
 	case err != nil:
 		snapshotErrors.WithLabelValues(k.path).Inc()
 		log.Warningf("starting without the snapshot: %v", err)
 	default:
-		in := &inFile{s.Taken, s.Size}
-		k.filled.Store(in)
-		k.last.Store(in)
+		k.filled.Store(&in)
+		k.last.Store(&in)
+		k.view.Store(view)
+		log.Warningf("the API server has not delivered: serving what is in the snapshot %s, which is %v old",
+			k.path, k.age().Round(time.Second))
 	}
 }
 
-// awaitLive waits until the source has delivered everything, and says whether it has. Once the source is out of touch, or
-// has been waited for long enough, the snapshot has to do.
-func (k *keeper) awaitLive(ctx context.Context) bool {
-	ask := time.NewTicker(askEvery)
-	defer ask.Stop()
-	for k.filled.Load() != nil {
-		select {
-		case <-k.feed.live:
-			return true
-		case <-ctx.Done():
-			return isClosed(k.feed.live)
-		case <-k.feed.late:
-		case <-ask.C:
-			if k.feed.source.Age() < patience {
-				continue
-			}
-		}
-		log.Warningf("the API server has not delivered: serving what is in the snapshot %s, which is %v old", k.path, k.age().Round(time.Second))
-		close(k.stale)
-		break
-	}
-	select {
-	case <-k.feed.live:
-	case <-ctx.Done():
-		return isClosed(k.feed.live)
-	}
-	if isClosed(k.stale) {
-		log.Infof("the API server's objects have taken the place of those in the snapshot %s", k.path)
-	}
-	return true
-}
-
-// age returns how old the snapshot is that the zone was filled from, 0 if there was none.
+// age returns how old the snapshot is that has been loaded, 0 if none has.
 func (k *keeper) age() time.Duration {
 	if in := k.filled.Load(); in != nil {
 		return max(time.Since(in.taken), time.Nanosecond)
@@ -182,8 +180,8 @@ func (k *keeper) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// files says who writes which snapshot: the youngest of the feeds that are to, which after a reload of the Corefile is the
-// one that stays. Its lock is held while one is written.
+// files says who writes which snapshot: the youngest of the feeds that are to, which after a reload of the Corefile is
+// the one that stays. Its lock is held while one is written.
 type files struct {
 	mu     sync.Mutex
 	keeper map[string]*keeper
@@ -216,8 +214,8 @@ func (f *files) leave(k *keeper) {
 	}
 }
 
-// snapshotKey tells snapshots apart that cannot stand for each other. What only matters when answers are made of them, such
-// as ttl, is not in it.
+// snapshotKey tells snapshots apart that cannot stand for each other. What only matters when answers are made of them,
+// such as ttl, is not in it.
 func (cfg *config) snapshotKey(source cluster.Source) string {
 	host := ""
 	if s, ok := source.(*apiserver.Source); ok {
@@ -255,8 +253,8 @@ func (cfg *config) checkSnapshot() error {
 		return nil
 	}
 	if err := snapshot.Check(cfg.snapshot); err != nil {
-		return fmt.Errorf("%s: snapshot %s: %w: its directory has to be there, and this program has to be allowed to write files to it",
-			cfg.snapshotAt, cfg.snapshot, err)
+		return fmt.Errorf("%s: snapshot %s: %w: its directory has to be there, "+
+			"and this program has to be allowed to write files to it", cfg.snapshotAt, cfg.snapshot, err)
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -99,7 +98,7 @@ func answers(t *testing.T, f *feed, name string) string {
 		t.Fatal(err)
 	}
 	buf[5] = 1
-	out, _ := f.zone.View().Answer(append(buf[:n], 0, 1, 0, 1), zone.Query{Type: dns.TypeA, Origins: origins, Limit: 512})
+	out, _ := newest(f.zone, f.keeper).Answer(append(buf[:n], 0, 1, 0, 1), zone.Query{Type: dns.TypeA, Origins: origins, Limit: 512})
 	m := new(dns.Msg)
 	if err := m.Unpack(out); err != nil {
 		t.Fatal(err)
@@ -152,12 +151,15 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 // taken returns the time of the snapshot in path, which the key of f must fit.
 func taken(t *testing.T, f *feed) time.Time {
 	t.Helper()
-	s, err := snapshot.Open(f.keeper.path, f.keeper.header.Key)
+	var h snapshot.Header
+	_, err := zone.Fill(f.keeper.opts, func(sink cluster.Sink) (err error) {
+		h, _, err = snapshot.Load(t.Context(), f.keeper.path, f.keeper.header.Key, sink)
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	return s.Taken
+	return h.Taken
 }
 
 // failuresOf returns what coredns_ropewalk_snapshot_errors_total says of a file.
@@ -188,7 +190,7 @@ func TestWarmStart(t *testing.T) {
 	}
 	expectAnswer(t, f, "web", "SERVFAIL")
 	source.deliver(f, service("web", "10.96.0.1")...)
-	<-f.live
+	<-f.zone.Ready()
 	expectAnswer(t, f, "web", "10.96.0.1")
 	if !f.ready() || f.age() != 0 {
 		t.Errorf("ready: %v, age %v", f.ready(), f.age())
@@ -205,31 +207,32 @@ func TestWarmStart(t *testing.T) {
 	}
 
 	f, source, _ = keep(t, path, 0)
-	<-f.keeper.loaded
-	eventually(t, "the snapshot is served", func() bool { return f.zone.View().Synced() })
-	expectAnswer(t, f, "web", "10.96.0.1")
-	expectAnswer(t, f, "none", "NXDOMAIN")
-	if f.ready() {
-		t.Error("ready, though the API may yet come")
-	}
-	if f.age() < time.Hour {
-		t.Errorf("age %v, want that of the snapshot", f.age())
+	expectAnswer(t, f, "web", "SERVFAIL")
+	if f.ready() || f.age() != 0 {
+		t.Errorf("ready: %v, age %v, though the API may yet come", f.ready(), f.age())
 	}
 	source.age.Store(int64(time.Second))
 	f.await(time.Hour)
-	if !f.ready() || isClosed(f.live) {
-		t.Errorf("ready: %v, live: %v", f.ready(), isClosed(f.live))
+	if !f.ready() || isClosed(f.zone.Ready()) {
+		t.Errorf("ready: %v, the zone too: %v", f.ready(), isClosed(f.zone.Ready()))
+	}
+	expectAnswer(t, f, "web", "10.96.0.1")
+	expectAnswer(t, f, "none", "NXDOMAIN")
+	if f.age() < time.Hour {
+		t.Errorf("age %v, want that of the snapshot", f.age())
 	}
 	if l := log(); !strings.Contains(l, "[WARNING]") || !strings.Contains(l, "serving what is in the snapshot "+path+", which is 1h0m") {
 		t.Errorf("the log does not tell that the snapshot is served, and its age:\n%s", l)
 	}
-	// While the API delivers, kind by kind, what was known stays; then it goes.
-	source.changes <- cluster.Change{Op: cluster.Replace, Kind: cluster.KindService, Received: time.Now()}
-	source.changes <- cluster.Change{Op: cluster.Replace, Kind: cluster.KindNamespace, Received: time.Now()}
-	expectAnswer(t, f, "web", "10.96.0.1")
+	// Until the API has delivered everything, the snapshot is served, and then nothing of it.
 	source.age.Store(0)
+	for k := range cluster.KindSlice {
+		source.changes <- cluster.Change{Op: cluster.Replace, Kind: k, Received: time.Now()}
+		source.changes <- cluster.Change{Op: cluster.Synced, Kind: k, Received: time.Now()}
+	}
+	expectAnswer(t, f, "web", "10.96.0.1")
 	source.deliver(f, service("api", "10.96.0.2")...)
-	<-f.live
+	<-f.zone.Ready()
 	expectAnswer(t, f, "web", "NXDOMAIN")
 	expectAnswer(t, f, "api", "10.96.0.2")
 	if f.age() != 0 {
@@ -248,17 +251,16 @@ func TestAwait(t *testing.T) {
 		t.Errorf("ready: %v; logged: %s", f.ready(), log())
 	}
 	source.deliver(f, service("web", "10.96.0.1")...)
-	<-f.live
+	<-f.zone.Ready()
 	f.await(time.Hour)
 	stop()
 
 	f, _, _ = keep(t, path, 0)
-	f.await(0) // perhaps before there is anything
-	<-f.keeper.stale
-	eventually(t, "the snapshot is served", func() bool { return f.zone.View().Synced() })
+	f.await(0)
 	if !f.ready() {
-		t.Error("not ready")
+		t.Error("not ready, with a snapshot")
 	}
+	expectAnswer(t, f, "web", "10.96.0.1")
 }
 
 // TestRefusedSnapshot: of a file that cannot be used, the log says why, and it stays until there is something better.
@@ -277,7 +279,7 @@ func TestRefusedSnapshot(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s")
 			f, source, stop := keep(t, path, 0)
 			source.deliver(f, service("web", "10.96.0.1")...)
-			<-f.live
+			<-f.zone.Ready()
 			stop()
 			raw, err := os.ReadFile(path)
 			if err != nil {
@@ -311,7 +313,7 @@ func TestRefusedSnapshot(t *testing.T) {
 			}
 			f, source, stop = keep(t, path, 0, c.options...)
 			source.deliver(f, service("web", "10.96.0.1")...)
-			<-f.live
+			<-f.zone.Ready()
 			stop()
 			taken(t, f)
 		})
@@ -328,7 +330,7 @@ func TestSaves(t *testing.T) {
 	f, source, stop := keep(t, path, time.Millisecond)
 	log := logged(t)
 	source.deliver(f, service("web", "10.96.0.1")...)
-	<-f.live
+	<-f.zone.Ready()
 	upsert := func(name string) {
 		for _, o := range service(name, "10.96.0.9") {
 			source.changes <- cluster.Upserted(o, time.Now())
@@ -370,7 +372,7 @@ func TestSaves(t *testing.T) {
 	// An hour apart means that one is written at once, and one at the end.
 	f, source, stop = keep(t, path, 0)
 	source.deliver(f, service("web", "10.96.0.1")...)
-	<-f.live
+	<-f.zone.Ready()
 	eventually(t, "a snapshot", func() bool { return f.keeper.last.Load() != f.keeper.filled.Load() })
 	first = f.keeper.last.Load()
 	upsert("another")
@@ -390,7 +392,7 @@ func TestOneWriter(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	old, source, stopOld := keep(t, path, 0)
 	source.deliver(old, service("web", "10.96.0.1")...)
-	<-old.live
+	<-old.zone.Ready()
 	eventually(t, "a snapshot", func() bool { return old.keeper.last.Load() != nil })
 	_, _, stopYoung := keep(t, path, 0, "zonal")
 	stopYoung()
@@ -401,7 +403,7 @@ func TestOneWriter(t *testing.T) {
 	}
 	young, source, _ := keep(t, path, 0, "zonal")
 	source.deliver(young, service("web", "10.96.0.1")...)
-	<-young.live
+	<-young.zone.Ready()
 	eventually(t, "the young feed's snapshot", func() bool { return young.keeper.last.Load() != nil })
 	stopOld()
 	taken(t, young)
@@ -467,66 +469,50 @@ func TestTwoStanzas(t *testing.T) {
 	}
 }
 
-// BenchmarkSnapshot takes and loads the snapshot of 50,000 services with five endpoints each.
+// BenchmarkSnapshot saves and loads the snapshot of 50,000 services with five endpoints each.
 func BenchmarkSnapshot(b *testing.B) {
 	opts := zone.Options{TTL: 5}
-	z := zone.New(opts)
-	go z.Run(b.Context())
-	objs := []cluster.Object{&cluster.Namespace{Name: "shop"}}
-	for i := range 50_000 {
-		name, a := fmt.Sprintf("service-%d", i), [4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}
-		s := &cluster.Slice{Namespace: "shop", Name: name + "-x7gqz", Service: name, Ports: []cluster.EndpointPort{{Name: "http", Protocol: cluster.TCP, Port: 8080}}}
-		for n := range byte(5) {
-			a[1] = 100 + n
-			s.Endpoints = append(s.Endpoints, cluster.Endpoint{Addr: netip.AddrFrom4(a), Ready: true})
+	view, err := zone.Fill(opts, func(sink cluster.Sink) error {
+		sink.Apply(cluster.Upserted(&cluster.Namespace{Name: "shop"}, time.Time{}))
+		for i := range 50_000 {
+			name, a := fmt.Sprintf("service-%d", i), [4]byte{10, 0, byte(i >> 8), byte(i)}
+			s := &cluster.Slice{Namespace: "shop", Name: name + "-x7gqz", Service: name,
+				Ports: []cluster.EndpointPort{{Name: "http", Protocol: cluster.TCP, Port: 8080}}}
+			for n := range byte(5) {
+				a[1] = 100 + n
+				s.Endpoints = append(s.Endpoints, cluster.Endpoint{Addr: netip.AddrFrom4(a), Ready: true})
+			}
+			a[1] = 0
+			sink.Apply(cluster.Upserted(s, time.Time{}))
+			sink.Apply(cluster.Upserted(&cluster.Service{Namespace: "shop", Name: name, ClusterIPs: []netip.Addr{netip.AddrFrom4(a)},
+				Ports: []cluster.ServicePort{{Name: "http", Protocol: cluster.TCP, Port: 80}}}, time.Time{}))
 		}
-		a[1] = byte(i >> 16)
-		objs = append(objs, s, &cluster.Service{Namespace: "shop", Name: name, ClusterIPs: []netip.Addr{netip.AddrFrom4(a)},
-			Ports: []cluster.ServicePort{{Name: "http", Protocol: cluster.TCP, Port: 80}}})
-	}
-	path := filepath.Join(b.TempDir(), "snapshot")
-	header := snapshot.Header{Kinds: opts.Interest()}
-	if _, err := snapshot.Save(path, header, slices.Values(objs)); err != nil {
+		return nil
+	})
+	if err != nil {
 		b.Fatal(err)
 	}
-	load := func(b *testing.B, z *zone.Zone) {
-		s, err := snapshot.Open(path, "")
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer s.Close()
-		if err := s.Deliver(b.Context(), z); err != nil {
-			b.Fatal(err)
-		}
-		<-z.Ready()
-	}
-	load(b, z)
+	path, h := filepath.Join(b.TempDir(), "s"), snapshot.Header{Kinds: opts.Interest()}
 	b.Run("save", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			size, err := snapshot.Save(path, header, z.View().Objects())
+			size, err := snapshot.Save(path, h, view.Objects())
 			if err != nil {
 				b.Fatal(err)
 			}
 			b.ReportMetric(float64(size)/1e6, "MB")
 		}
 	})
-	b.Run("open", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			s, err := snapshot.Open(path, "")
-			if err != nil {
-				b.Fatal(err)
-			}
-			s.Close()
-		}
-	})
 	b.Run("load", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			z := zone.New(opts)
-			go z.Run(b.Context())
-			load(b, z)
+			loaded, err := zone.Fill(opts, func(sink cluster.Sink) error {
+				_, _, err := snapshot.Load(b.Context(), path, "", sink)
+				return err
+			})
+			if err != nil || loaded.Counts(false) != view.Counts(false) {
+				b.Fatal(err)
+			}
 		}
 	})
 }

@@ -62,7 +62,7 @@ func stop(t *testing.T, s *coredns.Server, signal os.Signal) {
 
 // ask returns what a service's address is: "10.96.0.1", a code such as "NXDOMAIN", or "nothing" if nobody answers.
 func ask(name string) string {
-	c := &dns.Client{Timeout: time.Second}
+	c := &dns.Client{Timeout: 5 * time.Second}
 	m, _, err := c.Exchange(new(dns.Msg).SetQuestion(name+".shop.svc.cluster.local.", dns.TypeA), addr)
 	if err != nil {
 		return "nothing"
@@ -189,7 +189,7 @@ func TestOutages(t *testing.T) {
 			mend: func(api *standin.Server) { api.Up() }},
 		{name: "away, and back without streamed listings", fail: func(api *standin.Server) { api.Down() },
 			mend: func(api *standin.Server) { api.WatchList(false); api.ForgetHistory(); api.Up() }},
-		{name: "503", fail: refuse(503), mend: refuse(0)},
+		{name: "503 of a gateway", fail: refuse(503), mend: refuse(0)},
 		{name: "429", fail: refuse(429), mend: refuse(0)},
 		{name: "500", fail: refuse(500), mend: refuse(0)},
 		{name: "403", fail: refuse(403), mend: refuse(0)},

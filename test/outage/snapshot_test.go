@@ -223,7 +223,7 @@ func TestKilledWhileWriting(t *testing.T) {
 			t.Errorf("left: %q", left)
 		}
 		raw, err := os.ReadFile(path)
-		if round == 0 && os.IsNotExist(err) {
+		if was == nil && os.IsNotExist(err) {
 			continue
 		}
 		if err != nil {

@@ -8,6 +8,28 @@ import (
 	"github.com/ropewalk-net/ropewalk/cluster"
 )
 
+// Fill returns the View of a Zone that deliver has filled, without running one. It calls deliver once; if that returns an
+// error there is no View.
+func Fill(opts Options, deliver func(cluster.Sink) error) (*View, error) {
+	opts.Served = nil
+	w := newWriter(New(opts))
+	if err := deliver((*filler)(w)); err != nil {
+		return nil, err
+	}
+	w.publish()
+	return w.z.View(), nil
+}
+
+// filler is a writer that takes changes in at once and remembers none of them.
+type filler writer
+
+func (f *filler) Apply(c cluster.Change) {
+	w := (*writer)(f)
+	w.take(c)
+	clear(w.batch)
+	w.batch = w.batch[:0]
+}
+
 // Objects yields values that make a Zone with the same options answer what v answers, whatever was behind v: an endpoint
 // comes with its name for a hostname, and only if it is ready; what is not exposed does not come. A service comes after
 // its slices, so that its entry is made once. The values are made while they are yielded; readers and the writer of the
@@ -117,15 +139,15 @@ func (v *View) podObjects(yield func(cluster.Object) bool) bool {
 // rangesName is what the Node and the ServiceCIDR of Objects are called: no object of the API can be.
 const rangesName = "reverse zones"
 
-// rangeObjects yields the ranges of the reverse zones twice, since which of them are the nodes' is not known: so a listing
-// of either kind drops none that the other kind still has to tell of.
+// rangeObjects yields the ranges of the reverse zones twice, since which of them are the nodes' is not known: so a
+// listing of either kind drops none that the other kind still has to tell of.
 func (v *View) rangeObjects(yield func(cluster.Object) bool) bool {
 	var ranges []netip.Prefix
 	for key := range v.reverse.Prefixed(nil) {
 		ranges = append(ranges, apexRange(key))
 	}
-	return len(ranges) == 0 ||
-		yield(&cluster.Node{Name: rangesName, PodCIDRs: ranges}) && yield(&cluster.ServiceCIDR{Name: rangesName, CIDRs: ranges})
+	return len(ranges) == 0 || yield(&cluster.Node{Name: rangesName, PodCIDRs: ranges}) &&
+		yield(&cluster.ServiceCIDR{Name: rangesName, CIDRs: ranges})
 }
 
 // apexRange is the inverse of reverseApexes: the range of one apex, whose key begins with "\x04arpa\x07in-addr" or

@@ -39,6 +39,17 @@ func TestObjectsMakeTheSameZone(t *testing.T) {
 		saved := slices.Collect(z.View().Objects())
 		again := start(t, opts, saved...)
 		compareZones(t, z, again)
+		filled, err := Fill(opts, func(sink cluster.Sink) error {
+			list(sink, saved...)
+			return nil
+		})
+		if err != nil || !filled.Synced() {
+			t.Fatalf("%v, synced: %v", err, filled.Synced())
+		}
+		still := New(opts)
+		still.view.Store(filled)
+		compareZones(t, z, &testZone{Zone: still, t: t, origins: z.origins})
+		compareRest(t, z.View(), filled)
 		compareRest(t, z.View(), again.View())
 		if d := cmp.Diff(saved, slices.Collect(again.View().Objects()), byKindAndKey, sameAddr, cmpopts.EquateEmpty()); d != "" {
 			t.Errorf("-once +twice:\n%s", d)

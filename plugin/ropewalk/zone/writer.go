@@ -112,7 +112,6 @@ func (w *writer) take(c cluster.Change) {
 			w.synced |= cluster.KindsOf(c.Kind)
 			w.dirty = true
 		}
-		w.batch = append(w.batch, c)
 		return
 	}
 	if c.Op == cluster.Upsert && c.Object == nil {

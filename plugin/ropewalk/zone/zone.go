@@ -58,8 +58,7 @@ type Options struct {
 	// if a name would vanish with them: time for the other half of a move between slices to arrive. 0 means 100 ms; less
 	// than 0 means none.
 	Settle time.Duration
-	// Served, if set, is called by the writer for each change that has just become visible to queries, ends of listings
-	// (Synced) included.
+	// Served, if set, is called by the writer for each change that has just become visible to queries.
 	Served func(c cluster.Change, at time.Time)
 }
 
