@@ -110,7 +110,9 @@ func (r *registry) drop(h *Ropewalk) {
 }
 
 func newFeed(key string, source cluster.Source, c *config) *feed {
-	f := &feed{key: key, source: source, interest: c.interest(), zone: zone.New(c.zoneOptions()), late: make(chan struct{})}
+	f := &feed{
+		key: key, source: source, interest: c.interest(), zone: zone.New(c.zoneOptions()), late: make(chan struct{}),
+	}
 	if c.snapshot != "" {
 		f.keeper = newKeeper(f, c)
 	}
@@ -147,7 +149,7 @@ func newest(z *zone.Zone, k *keeper) *zone.View {
 	if kept := k.view.Load(); kept != nil {
 		return kept
 	}
-	return v
+	return z.View() // synced, if there was something kept a moment ago
 }
 
 // ready says whether everything is known, be it from a snapshot.

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	"github.com/coredns/caddy"
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,9 +44,10 @@ type keeper struct {
 	view atomic.Pointer[zone.View]
 	// filled is what view was made of, last what is in the file by now.
 	filled, last atomic.Pointer[inFile]
-	// failing says that the last attempt to write failed, saved is what the last good one wrote.
+	// failing says that the last attempt to write failed, saved is what the last good one wrote. It is weak, so that a
+	// disk that is full does not keep what has long been replaced in memory.
 	failing bool
-	saved   *zone.View
+	saved   weak.Pointer[zone.View]
 }
 
 // inFile is a snapshot that is in a file.
@@ -57,8 +59,8 @@ type inFile struct {
 func newKeeper(f *feed, c *config) *keeper {
 	snapshotErrors.WithLabelValues(c.snapshot)
 	return &keeper{
-		path: c.snapshot, header: snapshot.Header{Key: c.snapshotKey(f.source), Kinds: f.interest.Kinds}, opts: c.zoneOptions(),
-		feed: f, every: saveEvery, loaded: make(chan struct{}), done: make(chan struct{}),
+		path: c.snapshot, header: snapshot.Header{Key: c.snapshotKey(f.source), Kinds: f.interest.Kinds},
+		opts: c.zoneOptions(), feed: f, every: saveEvery, loaded: make(chan struct{}), done: make(chan struct{}),
 	}
 }
 
@@ -84,7 +86,7 @@ func (k *keeper) run(ctx context.Context) {
 	tick := time.NewTicker(k.every)
 	defer tick.Stop()
 	for {
-		if ctx.Err() == nil && k.feed.zone.View() != k.saved {
+		if ctx.Err() == nil && weak.Make(k.feed.zone.View()) != k.saved {
 			k.save()
 		}
 		select {
@@ -96,8 +98,8 @@ func (k *keeper) run(ctx context.Context) {
 	}
 }
 
-// live waits until the source has delivered, is out of touch, or has been waited for long enough, and says whether it has
-// delivered.
+// live waits until the source has delivered, is out of touch, or has been waited for long enough, and says whether it
+// has delivered.
 func (k *keeper) live(ctx context.Context) bool {
 	ask := time.NewTicker(askEvery)
 	defer ask.Stop()
@@ -168,7 +170,7 @@ func (k *keeper) save() {
 	if k.failing {
 		log.Infof("the snapshot %s can be written again", k.path)
 	}
-	k.failing, k.saved = false, view
+	k.failing, k.saved = false, weak.Make(view)
 	k.last.Store(&inFile{h.Taken, size})
 }
 
