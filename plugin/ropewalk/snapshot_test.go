@@ -224,7 +224,17 @@ func TestWarmStart(t *testing.T) {
 	if l := log(); !strings.Contains(l, "[WARNING]") || !strings.Contains(l, "serving what is in the snapshot "+path+", which is 1h0m") {
 		t.Errorf("the log does not tell that the snapshot is served, and its age:\n%s", l)
 	}
-	// Until the API has delivered everything, the snapshot is served, and then nothing of it.
+	// Until the API has delivered everything, the snapshot is served, and then nothing of it; never neither of the two.
+	end := make(chan struct{})
+	var readers sync.WaitGroup
+	readers.Go(func() {
+		for !isClosed(end) {
+			if !newest(f.zone, f.keeper).Synced() {
+				t.Error("neither the snapshot nor what took its place is served")
+				return
+			}
+		}
+	})
 	source.age.Store(0)
 	for k := range cluster.KindSlice {
 		source.changes <- cluster.Change{Op: cluster.Replace, Kind: k, Received: time.Now()}
@@ -235,6 +245,9 @@ func TestWarmStart(t *testing.T) {
 	<-f.zone.Ready()
 	expectAnswer(t, f, "web", "NXDOMAIN")
 	expectAnswer(t, f, "api", "10.96.0.2")
+	eventually(t, "the snapshot is let go of", func() bool { return f.keeper.view.Load() == nil })
+	close(end)
+	readers.Wait()
 	if f.age() != 0 {
 		t.Errorf("age %v", f.age())
 	}

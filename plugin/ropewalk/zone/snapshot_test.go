@@ -5,7 +5,9 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -142,6 +144,40 @@ func TestObjects(t *testing.T) {
 			t.Fatalf("%d objects, want %d", n, enough+1)
 		}
 	}
+}
+
+// TestObjectsWhileItChanges: a View yields the same again, whatever the writer does meanwhile.
+func TestObjectsWhileItChanges(t *testing.T) {
+	z := start(t, Options{Pods: PodsVerified, FollowReverse: true, MultiCluster: true, Zonal: true}, shop()...)
+	r := rand.New(rand.NewPCG(1, 10))
+	end := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			v := z.View()
+			once, twice := slices.Collect(v.Objects()), slices.Collect(v.Objects())
+			if d := cmp.Diff(once, twice, sameAddr); d != "" {
+				t.Error(d)
+				return
+			}
+		}
+	})
+	for range 3000 {
+		o := randomObject(r)
+		if r.IntN(3) == 0 {
+			z.Apply(cluster.Deleted(o.Kind(), o.Key(), time.Now()))
+		} else {
+			z.Apply(cluster.Upserted(o, time.Now()))
+		}
+	}
+	z.settle()
+	close(end)
+	wg.Wait()
 }
 
 // TestObjectsOfRanges: the live listing of one of the two kinds that reverse zones come from drops none of the other's.
