@@ -61,13 +61,27 @@ func codeOf(err error) int32 {
 	return 0
 }
 
+// answered reports whether an API server was reached and would not do what it was asked for. A gateway that cannot reach
+// one says so in words of its own, not in an object of the API.
+func answered(err error) bool {
+	switch code := codeOf(err); code {
+	case 0:
+		return false
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return !apierrors.IsUnexpectedServerError(err)
+	}
+	return true
+}
+
 // maxAskedToWait bounds what a server can ask for.
 const maxAskedToWait = 5 * time.Second
 
-// askedToWait is the Retry-After of a server that has too much to do.
+// askedToWait is the Retry-After of a server that has too much to do, and up to half as much again, so that those who
+// were told the same do not come back together.
 func askedToWait(err error) time.Duration {
 	if s, ok := apierrors.SuggestsClientDelay(err); ok && s > 0 {
-		return min(time.Duration(s)*time.Second, maxAskedToWait)
+		d := min(time.Duration(s)*time.Second, maxAskedToWait)
+		return d + rand.N(d/2)
 	}
 	return 0
 }
@@ -94,6 +108,9 @@ func classOf(err error) string {
 
 const (
 	firstPause, maxPause = 50 * time.Millisecond, 800 * time.Millisecond
+	// To a server that answers, each attempt is work, and it may be overloaded already. The pauses double, so that none is
+	// longer than the trouble has been so far.
+	maxAnsweredPause = 10 * time.Second
 	// A right that is missing at an API server's start may only not have been loaded yet, so waiting for one begins
 	// small too.
 	firstSlowPause, maxSlowPause = time.Second, time.Minute
@@ -102,15 +119,19 @@ const (
 )
 
 // backoff counts failures in a row. The zero value is ready for use.
-type backoff struct{ failures, slowFailures, relists int }
+type backoff struct{ failures, answers, slowFailures, relists int }
 
 func (b *backoff) reset() { *b = backoff{} }
 
-// next returns how long to wait after a failure. Its bound is such that a server that comes back is found within a
-// second.
-func (b *backoff) next() time.Duration {
+// next returns how long to wait after err. A server that is out of reach costs nothing to try, and is tried so often that
+// it is found within a second of its return.
+func (b *backoff) next(err error) time.Duration {
+	if answered(err) {
+		b.answers++
+		return max(pauseAfter(b.answers, firstPause, maxAnsweredPause), askedToWait(err))
+	}
 	b.failures++
-	return pauseAfter(b.failures, firstPause, maxPause)
+	return max(pauseAfter(b.failures, firstPause, maxPause), askedToWait(err))
 }
 
 // relist returns how long to wait before a listing that a watch's failure asks for.

@@ -413,7 +413,7 @@ func (l *loop) judge(err error) time.Duration {
 	if lived < time.Second && err != nil {
 		l.warn(err)
 	}
-	return max(l.backoff.next(), askedToWait(err))
+	return l.backoff.next(err)
 }
 
 // unknown moves on to the next version of the API that may serve the kind, or accepts that none does.

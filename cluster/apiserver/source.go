@@ -28,6 +28,7 @@ import (
 type Source struct {
 	log     *slog.Logger
 	onError func(cluster.Kind, error)
+	host    string
 	http    *http.Client
 	clients map[schema.GroupVersion]rest.Interface
 	codec   *codec
@@ -61,7 +62,7 @@ func New(c Config) (*Source, error) {
 		return nil, err
 	}
 	s := &Source{
-		log: c.Log, onError: c.OnError, http: client, clients: clients, codec: codec,
+		log: c.Log, onError: c.OnError, host: rc.Host, http: client, clients: clients, codec: codec,
 		loops: map[*loop]struct{}{},
 	}
 	if s.log == nil {
@@ -101,6 +102,9 @@ func restClients(rc *rest.Config, client *http.Client, codec *codec) (map[schema
 	}
 	return clients, nil
 }
+
+// Host returns the URL of the API server, or its host and port, as it is configured.
+func (s *Source) Host() string { return s.host }
 
 // Run implements cluster.Source. The kinds come from one goroutine each. An error means that a selector of interest
 // does not parse.

@@ -32,7 +32,7 @@ func (h *Ropewalk) podOf(state request.Request) *zone.Pod {
 	if err != nil {
 		return nil
 	}
-	return h.zone.View().PodAt(ip.Unmap().WithZone(""))
+	return h.view().PodAt(ip.Unmap().WithZone(""))
 }
 
 // searchPath answers a query for a name at the first step of its asker's search path with what the first step that

@@ -41,11 +41,13 @@ type config struct {
 	fast                fastMode
 
 	manifests string
+	snapshot  string
 	api       apiserver.Config
 	// apiOption is the first option that only makes sense with an API server.
 	apiOption string
-	// stanzaAt is file and line of the stanza, sourceAt of the option that names the source, for errors.
-	stanzaAt, sourceAt string
+	// stanzaAt is file and line of the stanza, sourceAt of the option that names the source, snapshotAt of snapshot, for
+	// errors.
+	stanzaAt, sourceAt, snapshotAt string
 
 	// metadata says that the metadata plugin is there to ask for pods' labels; followReverse that no reverse zone is
 	// listed. Both are found out after parsing.
@@ -75,9 +77,9 @@ func parse(c *caddy.Controller) (*config, error) {
 				return nil, err
 			}
 		}
-		if dir := cfg.manifests; dir != "" && !filepath.IsAbs(dir) {
-			if root := dnsserver.GetConfig(c).Root; root != "" {
-				cfg.manifests = filepath.Join(root, dir)
+		for _, path := range []*string{&cfg.manifests, &cfg.snapshot} {
+			if root := dnsserver.GetConfig(c).Root; *path != "" && !filepath.IsAbs(*path) && root != "" {
+				*path = filepath.Join(root, *path)
 			}
 		}
 	}
@@ -105,6 +107,9 @@ func (cfg *config) option(c *caddy.Controller) error {
 	}
 	if name == "manifests" || name == "kubeconfig" || name == "endpoint" && cfg.api.Kubeconfig == "" {
 		cfg.sourceAt = at(c)
+	}
+	if name == "snapshot" {
+		cfg.snapshotAt = at(c)
 	}
 	return cfg.check(c)
 }
@@ -249,6 +254,10 @@ var options = map[string]option{
 		cfg.manifests = args[0]
 		return nil
 	}},
+	"snapshot": {1, 1, "snapshot /var/lib/coredns/cluster.snapshot", true, func(cfg *config, args []string) error {
+		cfg.snapshot = args[0]
+		return nil
+	}},
 	"autopath": {0, 0, "autopath", false, func(cfg *config, _ []string) error {
 		cfg.autopath = true
 		return nil
@@ -376,7 +385,11 @@ func (cfg *config) feedKey() string {
 	o := cfg.zoneOptions()
 	o.Served = nil
 	api := cfg.api
-	return fmt.Sprintf("%#v|%#v|%q|%#v|%q", o, cfg.interest(), cfg.manifests, []any{
+	var snapshot []string
+	if cfg.snapshot != "" {
+		snapshot = append([]string{cfg.snapshot}, cfg.zones...)
+	}
+	return fmt.Sprintf("%#v|%#v|%q|%q|%#v|%q", o, cfg.interest(), cfg.manifests, snapshot, []any{
 		api.Kubeconfig, api.Context, api.Endpoint, api.CertFile, api.KeyFile, api.CAFile, api.QPS, api.Burst, api.MaxInflight},
 		[]string{stamp(api.Kubeconfig), stamp(api.CertFile), stamp(api.KeyFile), stamp(api.CAFile)})
 }

@@ -87,6 +87,9 @@ func TestParse(t *testing.T) {
 		{"startup_timeout", stanza("cluster.local", "startup_timeout 1m30s"), func(c *config) { c.startupTimeout = 90 * time.Second }},
 		{"startup_timeout of nothing", stanza("cluster.local", "startup_timeout 0s"), func(c *config) { c.startupTimeout = 0 }},
 		{"manifests", stanza("cluster.local", "manifests /etc/cluster"), func(c *config) { c.manifests = "/etc/cluster" }},
+		{"snapshot", stanza("cluster.local", "snapshot /var/lib/dns"), func(c *config) {
+			c.snapshot, c.apiOption = "/var/lib/dns", "snapshot"
+		}},
 		{"autopath", stanza("cluster.local", "autopath"), func(c *config) { c.autopath = true }},
 		{"env", stanza("cluster.local", "env"), func(c *config) { c.env = true }},
 		{"many", stanza("coredns.local test.local", "endpoint http://localhost:8080", "namespaces demo test",
@@ -105,7 +108,7 @@ func TestParse(t *testing.T) {
 			want := &config{zones: []string{"cluster.local."}, ttl: 5, startupTimeout: 5 * time.Second}
 			test.want(want)
 			if diff := cmp.Diff(want, got, cmp.AllowUnexported(config{}, fastMode{}), cmpopts.EquateEmpty(),
-				cmpopts.IgnoreFields(config{}, "stanzaAt", "sourceAt"), cmpopts.IgnoreFields(apiserver.Config{}, "Log", "OnError")); diff != "" {
+				cmpopts.IgnoreFields(config{}, "stanzaAt", "sourceAt", "snapshotAt"), cmpopts.IgnoreFields(apiserver.Config{}, "Log", "OnError")); diff != "" {
 				t.Errorf("want -, got +\n%s", diff)
 			}
 		})
@@ -125,21 +128,26 @@ func TestParseTakesTheServersZones(t *testing.T) {
 	}
 }
 
-// TestManifestsBelowRoot holds that a relative directory is below the directory that the root plugin gives.
-func TestManifestsBelowRoot(t *testing.T) {
+// TestPathsBelowRoot holds that a relative path is below the directory that the root plugin gives.
+func TestPathsBelowRoot(t *testing.T) {
 	for _, test := range []struct{ root, dir, want string }{
 		{"/srv", "cluster", "/srv/cluster"},
 		{"/srv", "/etc/cluster", "/etc/cluster"},
 		{"", "cluster", "cluster"},
 	} {
-		c := caddy.NewTestController("dns", stanza("cluster.local", "manifests "+test.dir))
-		dnsserver.GetConfig(c).Root = test.root
-		got, err := parse(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got.manifests != test.want {
-			t.Errorf("root %q, manifests %q: %q, want %q", test.root, test.dir, got.manifests, test.want)
+		for option, path := range map[string]func(*config) string{
+			"manifests": func(c *config) string { return c.manifests },
+			"snapshot":  func(c *config) string { return c.snapshot },
+		} {
+			c := caddy.NewTestController("dns", stanza("cluster.local", option+" "+test.dir))
+			dnsserver.GetConfig(c).Root = test.root
+			got, err := parse(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p := path(got); p != test.want {
+				t.Errorf("root %q, %s %q: %q, want %q", test.root, option, test.dir, p, test.want)
+			}
 		}
 	}
 }
@@ -209,6 +217,12 @@ func TestSetupRefuses(t *testing.T) {
 		{"manifests of two", stanza("cluster.local", "manifests a b"), 2, []string{"manifests takes 1 argument"}},
 		{"manifests and kubeconfig", stanza("cluster.local", "manifests "+good, "kubeconfig file"), 3, []string{"manifests and kubeconfig cannot both be set"}},
 		{"endpoint and manifests", stanza("cluster.local", "endpoint http://localhost:1", "manifests "+good), 3, []string{"manifests and endpoint cannot both be set"}},
+		{"snapshot of nothing", stanza("cluster.local", "snapshot"), 2, []string{"snapshot takes 1 argument", "snapshot /var/lib/coredns/cluster.snapshot"}},
+		{"snapshot and manifests", stanza("cluster.local", "snapshot "+dir+"/s", "manifests "+good), 3, []string{"manifests and snapshot cannot both be set"}},
+		{"snapshot without a directory", stanza("cluster.local", "endpoint http://localhost:1", "snapshot "+missing+"/s"), 3, []string{"snapshot " + missing + "/s: ", "no such file", "has to be there"}},
+		{"snapshot below a file", stanza("cluster.local", "endpoint http://localhost:1", "snapshot "+kubeconfig+"/s"), 3, []string{"snapshot " + kubeconfig + "/s: ", "not a directory"}},
+		{"snapshot that cannot be written", stanza("cluster.local", "endpoint http://localhost:1", "snapshot /sys/s"), 3, []string{"snapshot /sys/s: ", "allowed to write"}},
+		{"snapshot that is a directory", stanza("cluster.local", "endpoint http://localhost:1", "snapshot "+good), 3, []string{"snapshot " + good + ": ", "not a regular file"}},
 		{"autopath with argument", stanza("cluster.local", "autopath @kubernetes"), 2, []string{"autopath takes no argument"}},
 		{"env with argument", stanza("cluster.local", "env on"), 2, []string{"env takes no argument"}},
 		{"two stanzas", "ropewalk coredns.local\nropewalk cluster.local", 2, []string{"once", "in one stanza"}},
@@ -278,6 +292,7 @@ func TestFeedKey(t *testing.T) {
 	}
 	for _, option := range []string{
 		"endpoint http://a:1", "kubeconfig a", "kubeconfig a b", "tls a b c", "apiserver_qps 1", "apiserver_burst 1", "apiserver_max_inflight 1",
+		"snapshot /a", "snapshot /b",
 	} {
 		input := stanza("cluster.local", option)
 		k := key(t, input)

@@ -127,7 +127,7 @@ func (h *Ropewalk) responder(configs []*dnsserver.Config) (*fastpath.Responder, 
 		return nil, fmt.Errorf("the plugin view has to see every query")
 	}
 	r := &fastpath.Responder{
-		Zone:          h.zone,
+		View:          h.view,
 		Query:         zone.Query{Origins: h.origins, Local: h.local},
 		PositiveOnly:  h.autopath,
 		EchoesOptions: edns.SupportedOption(dns.EDNS0COOKIE) || edns.SupportedOption(dns.EDNS0PADDING),

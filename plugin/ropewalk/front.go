@@ -55,16 +55,20 @@ func (h *Ropewalk) decorate(s *dnsserver.Server) dns.DecorateWriter {
 		return nil
 	}
 	handler, on, sockets := fastHandler(s)
-	fronts.join(&user{inst: h.inst, conn: conn}, handler, on, sockets)
+	fronts.join(h, conn, handler, on, sockets)
 	return nil
 }
 
-// join makes u a user of the front at its address, and h what the fast path does there. Where there is none yet, there
-// will be one only if on says so.
-func (r *frontage) join(u *user, h *fastpath.Handler, on bool, sockets int) {
+// join makes a server of the instance of CoreDNS that by is part of a user of the front at the address of its socket, and h
+// what the fast path does there. Where there is none yet, there will be one only if on says so.
+func (r *frontage) join(by *Ropewalk, conn *net.UDPConn, h *fastpath.Handler, on bool, sockets int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f := r.at(u.conn)
+	if by.gone { // the server begins to serve in a goroutine of its own, which may be late
+		return
+	}
+	u := &user{inst: by.inst, conn: conn}
+	f := r.at(conn)
 	f.users = append(f.users, u)
 	if f.group != nil {
 		f.group.Handle(h)
@@ -155,6 +159,13 @@ func (r *frontage) finish(inst *caddy.Instance) {
 			fastpath.Drain(u.conn, time.Now().Add(drainPatience))
 		}
 	})
+}
+
+// bar keeps servers of h from joining from now on.
+func (r *frontage) bar(h *Ropewalk) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h.gone = true
 }
 
 // each takes the users that are of an instance of CoreDNS out of their fronts and calls fn with them.

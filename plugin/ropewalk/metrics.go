@@ -38,6 +38,13 @@ var (
 		Help:      "Failed requests, broken watches and objects that could not be used, by kind of object.",
 	}, []string{"kind"})
 
+	snapshotErrors = promauto.NewCounterVec(prometheus.CounterOpts{
+		Namespace: plugin.Namespace,
+		Subsystem: pluginName,
+		Name:      "snapshot_errors_total",
+		Help:      "Snapshots that could not be written, or not be used at start, by file.",
+	}, []string{"file"})
+
 	autopathSuccess = promauto.NewCounter(prometheus.CounterOpts{
 		Namespace: plugin.Namespace,
 		Subsystem: pluginName,
@@ -49,6 +56,10 @@ var (
 		"Records served, by zone and type, without those that are made up from the question.", []string{"zone", "type"}, nil)
 	ageDesc = prometheus.NewDesc(prometheus.BuildFQName(plugin.Namespace, pluginName, "sync_age_seconds"),
 		"For how long the source of records has been out of touch; 0 while the records are current.", []string{"zone"}, nil)
+	snapshotTimeDesc = prometheus.NewDesc(prometheus.BuildFQName(plugin.Namespace, pluginName, "snapshot_timestamp_seconds"),
+		"When the snapshot that is in the file was taken, in seconds since 1970.", []string{"file"}, nil)
+	snapshotSizeDesc = prometheus.NewDesc(prometheus.BuildFQName(plugin.Namespace, pluginName, "snapshot_size_bytes"),
+		"Size of the snapshot that is in the file.", []string{"file"}, nil)
 )
 
 // observe is zone.Options.Served.
@@ -66,6 +77,8 @@ func observe(c cluster.Change, at time.Time) {
 func (r *registry) Describe(ch chan<- *prometheus.Desc) {
 	ch <- recordsDesc
 	ch <- ageDesc
+	ch <- snapshotTimeDesc
+	ch <- snapshotSizeDesc
 }
 
 // Collect implements prometheus.Collector. It reads what is served at the time of the scrape.
@@ -74,12 +87,15 @@ func (r *registry) Collect(ch chan<- prometheus.Metric) {
 	defer r.mu.Unlock()
 	seen := map[string]bool{}
 	for _, f := range r.feeds {
-		view := f.zone.View()
+		view := newest(f.zone, f.keeper)
+		if f.keeper != nil {
+			f.keeper.collect(ch)
+		}
 		for _, h := range f.users {
 			for _, z := range h.zones {
 				if !seen[z] {
 					seen[z] = true
-					h.collect(ch, z, view, f.source.Age())
+					h.collect(ch, z, view, f.age())
 				}
 			}
 		}

@@ -37,9 +37,12 @@ type Ropewalk struct {
 	origins *zone.Origins
 	zonal   bool
 	zone    *zone.Zone
+	keeper  *keeper // nil without a snapshot
 	feed    *feed
 	// inst is the instance of CoreDNS that this is part of, from its start on.
-	inst     *caddy.Instance
+	inst *caddy.Instance
+	// gone says that the instance has been told to stop. It belongs to fronts.
+	gone     bool
 	local    []netip.Addr
 	upstream Upstream
 	// autopath says that search paths are completed here; hostSearch is what the nodes' resolv.conf adds to them.
@@ -75,6 +78,9 @@ func (h *Ropewalk) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 	return dns.RcodeSuccess, nil
 }
 
+// view returns what is to be served.
+func (h *Ropewalk) view() *zone.View { return newest(h.zone, h.keeper) }
+
 // passOn is what answer returns instead of a code for queries that the next plugin should have.
 const passOn = -1
 
@@ -87,7 +93,7 @@ func (h *Ropewalk) answer(ctx context.Context, state request.Request) (*dns.Msg,
 	if err != nil {
 		return nil, dns.RcodeFormatError
 	}
-	view := h.zone.View()
+	view := h.view()
 	msg, res := view.Answer(msg, zone.Query{
 		Type:    q.Qtype,
 		Origins: h.origins,

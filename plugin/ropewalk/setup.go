@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
@@ -30,6 +29,9 @@ func setup(c *caddy.Controller) error {
 	if err != nil {
 		return plugin.Error(pluginName, err)
 	}
+	if err := cfg.ownSnapshot(c); err != nil {
+		return plugin.Error(pluginName, err)
+	}
 	conf := dnsserver.GetConfig(c)
 	conf.AddPlugin(func(next plugin.Handler) plugin.Handler {
 		h.Next = next
@@ -43,10 +45,11 @@ func setup(c *caddy.Controller) error {
 		cfg.metadata = conf.Handler("metadata") != nil
 		h.local = localAddrs(conf.ListenHosts)
 		h.inst = h.instance()
-		if err := feeds.join(h, cfg); err != nil {
+		f, err := feeds.join(h, cfg)
+		if err != nil {
 			return plugin.Error(pluginName, err)
 		}
-		h.await(cfg.startupTimeout)
+		f.await(cfg.startupTimeout)
 		return nil
 	})
 	// A reload calls OnRestart, starts another instance, stops this one and calls OnShutdown. At the end of the process,
@@ -64,12 +67,14 @@ func setup(c *caddy.Controller) error {
 	})
 	c.OnShutdown(func() error {
 		if restarting {
+			fronts.bar(h)
 			fronts.leave(h.inst)
 			feeds.leave(h)
 		}
 		return nil
 	})
 	c.OnFinalShutdown(func() error {
+		fronts.bar(h)
 		fronts.finish(h.inst)
 		feeds.leave(h)
 		return nil
@@ -102,6 +107,9 @@ func newHandler(cfg *config) (*Ropewalk, error) {
 	if _, err := cfg.newSource(); err != nil {
 		return nil, err
 	}
+	if err := cfg.checkSnapshot(); err != nil {
+		return nil, err
+	}
 	return &Ropewalk{
 		Fall:       cfg.fall,
 		zones:      cfg.zones,
@@ -116,28 +124,9 @@ func newHandler(cfg *config) (*Ropewalk, error) {
 	}, nil
 }
 
-// await waits for the first full sync, so that a server does not begin with answers it will regret; not for ever, so
-// that the rest of the Corefile is served while the API is away.
-func (h *Ropewalk) await(timeout time.Duration) {
-	deadline := time.After(timeout)
-	progress := time.NewTicker(time.Second)
-	defer progress.Stop()
-	for {
-		select {
-		case <-h.zone.Ready():
-			return
-		case <-progress.C:
-			log.Info("waiting for the cluster's objects before serving")
-		case <-deadline:
-			log.Warningf("serving without all of the cluster's objects, since they did not arrive within %v (startup_timeout): names that are not known yet get SERVFAIL", timeout)
-			return
-		}
-	}
-}
-
-// Ready implements ready.Readiness: everything that is watched has been delivered once. The ready plugin asks while the
-// server is still starting.
-func (h *Ropewalk) Ready() bool { return feeds.synced(h) }
+// Ready implements ready.Readiness: everything that is watched has been delivered once, or was in the snapshot of a server
+// that starts while the API is away. The ready plugin asks while the server is still starting.
+func (h *Ropewalk) Ready() bool { return feeds.ready(h) }
 
 func (h *Ropewalk) isMulti(z string) bool { return slices.Contains(h.multi, z) }
 

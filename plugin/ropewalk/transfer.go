@@ -12,7 +12,7 @@ import (
 // Transfer implements transfer.Transferer: the zone as it is now, SOA record first and last. A serial that is the
 // zone's own or newer yields the SOA record alone.
 func (h *Ropewalk) Transfer(name string, serial uint32) (<-chan []dns.RR, error) {
-	view := h.zone.View()
+	view := h.view()
 	if !view.Transferable(name, h.origins) {
 		return nil, transfer.ErrNotAuthoritative
 	}

@@ -192,6 +192,7 @@ func world(t *testing.T) {
 	}
 	manifests["/etc/kubernetes/dns.conf"] = string(kubeconfig)
 	netns.Tmpfs(t, "/etc", manifests)
+	netns.Tmpfs(t, "/var/lib", map[string]string{"/var/lib/coredns/README": "for snapshots"})
 
 	target, _ := url.Parse(api.URL())
 	proxy := httputil.NewSingleHostReverseProxy(target)

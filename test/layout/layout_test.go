@@ -24,7 +24,7 @@ type rule struct {
 
 var rules = []rule{
 	{
-		under: "./cluster", but: []string{"./cluster/apiserver", "./cluster/manifests"},
+		under: "./cluster", but: []string{"./cluster/apiserver", "./cluster/manifests", "./cluster/snapshot"},
 		deny: []string{"std-only"},
 		why:  "everybody imports the vocabulary, the CNI plugin included, which starts once a pod: it must cost nothing",
 	},

@@ -8,8 +8,8 @@ import (
 
 // Responder answers the queries for one server block. It never changes.
 type Responder struct {
-	// Zone returns the records.
-	Zone *zone.Zone
+	// View returns the records as they are.
+	View func() *zone.View
 	// Query is what queries are answered with, but for type, limit and rotation.
 	Query zone.Query
 	// Fallthrough are the zones in which a name that does not exist is left to others.
@@ -63,7 +63,7 @@ func (r *Responder) respond(buf, in []byte, q *query) (rep reply, ok bool) {
 	buf[3] &= flagCD
 	zq := r.Query
 	zq.Type, zq.Limit, zq.Rotate = q.qtype, room, uint32(binary.BigEndian.Uint16(in))
-	msg, res := r.Zone.View().Answer(buf, zq)
+	msg, res := r.View().Answer(buf, zq)
 	switch {
 	case res.Status != zone.Answered:
 		return reply{}, false

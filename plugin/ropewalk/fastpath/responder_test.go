@@ -72,7 +72,7 @@ func responder(t testing.TB) *Responder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Responder{Zone: records(t), Query: zone.Query{Origins: o}, Fallthrough: NewSuffixes(wire("in-addr.arpa."))}
+	return &Responder{View: records(t).View, Query: zone.Query{Origins: o}, Fallthrough: NewSuffixes(wire("in-addr.arpa."))}
 }
 
 // respond returns the answer to a query, nil if it is left to the server.

@@ -32,8 +32,9 @@ type sliceID struct {
 	of *service
 	// cluster is the source cluster of an imported slice.
 	cluster string
-	// name, gen and truth belong to the writer: the object's name, the listing it was last seen in, its newest state.
-	name  string
+	// name is the object's name.
+	name string
+	// gen and truth belong to the writer: the listing the slice was last seen in, its newest state.
 	gen   uint32
 	truth *slice
 	// alone is what an address that only this slice has is owned by, so that most addresses share one value.

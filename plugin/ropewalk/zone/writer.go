@@ -50,7 +50,6 @@ type space struct {
 type podState struct {
 	gen uint32
 	pod *Pod
-	ips []netip.Addr
 }
 
 type rangeState struct {
@@ -644,21 +643,21 @@ func (w *writer) pod(key cluster.Key, o *cluster.Pod) {
 	if o != nil && len(o.IPs) == 0 {
 		o = nil
 	}
-	if st != nil && o != nil && slices.Equal(st.ips, o.IPs) && sameLabels(st.pod.Labels, o.Labels) {
+	if st != nil && o != nil && slices.Equal(st.pod.ips, o.IPs) && sameLabels(st.pod.Labels, o.Labels) {
 		st.gen = w.gens[cluster.KindPod]
 		return
 	}
 	if st != nil {
-		for _, ip := range st.ips {
+		for _, ip := range st.pod.ips {
 			w.unlistPod(ip, st.pod)
 		}
 		delete(w.podsBy, key)
 	}
 	if o != nil {
-		st = &podState{gen: w.gens[cluster.KindPod], ips: o.IPs,
-			pod: &Pod{strings.Clone(o.Namespace), strings.Clone(o.Name), o.Labels}}
+		st = &podState{gen: w.gens[cluster.KindPod],
+			pod: &Pod{strings.Clone(o.Namespace), strings.Clone(o.Name), o.Labels, o.IPs}}
 		w.podsBy[cluster.Key{Namespace: st.pod.Namespace, Name: st.pod.Name}] = st
-		for _, ip := range st.ips {
+		for _, ip := range st.pod.ips {
 			w.listPod(ip, st.pod)
 		}
 	}

@@ -182,6 +182,7 @@ func (v *View) Counts(multi bool) Counts {
 type Pod struct {
 	Namespace, Name string
 	Labels          map[string]string
+	ips             []netip.Addr
 }
 
 type podList []*Pod

@@ -66,15 +66,17 @@ func start(t testing.TB, opts Options, objs ...cluster.Object) *testZone {
 }
 
 // list delivers objs as the whole of every kind.
-func (z *testZone) list(objs ...cluster.Object) {
+func (z *testZone) list(objs ...cluster.Object) { list(z, objs...) }
+
+func list(to cluster.Sink, objs ...cluster.Object) {
 	for k := range cluster.NumKinds {
-		z.Apply(cluster.Change{Op: cluster.Replace, Kind: k})
+		to.Apply(cluster.Change{Op: cluster.Replace, Kind: k})
 		for _, o := range objs {
 			if o.Kind() == k {
-				z.Apply(cluster.Upserted(o, time.Now()))
+				to.Apply(cluster.Upserted(o, time.Now()))
 			}
 		}
-		z.Apply(cluster.Change{Op: cluster.Synced, Kind: k})
+		to.Apply(cluster.Change{Op: cluster.Synced, Kind: k})
 	}
 }
 
