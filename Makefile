@@ -30,6 +30,10 @@ race: ## run all tests with the race detector
 bench: ## run the benchmarks of the hot path
 	$(GO) test -run '^$$' -bench . -benchmem ./plugin/ropewalk/radix ./plugin/ropewalk/zone
 
+.PHONY: bench-dns-scale
+bench-dns-scale: build ## compare start, memory and changes with stock CoreDNS on a large cluster (root)
+	$(GO) run ./test/bench/scale
+
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (30s)
 	@test/fuzz.sh $(FUZZTIME)
