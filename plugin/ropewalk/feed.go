@@ -3,6 +3,7 @@ package ropewalk
 import (
 	"context"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -105,6 +106,15 @@ func startFeed(key string, source cluster.Source, c *config) *feed {
 	ctx, stop := context.WithCancel(context.Background())
 	f := &feed{key: key, source: source, zone: zone.New(c.zoneOptions()), stop: stop}
 	f.done.Go(func() { f.zone.Run(ctx) })
+	f.done.Go(func() {
+		select {
+		case <-f.zone.Ready():
+			// A first sync leaves as much garbage as it leaves records, and afterwards little is allocated, so that for
+			// long nothing would give its memory back. It costs one collection beside the first queries.
+			debug.FreeOSMemory()
+		case <-ctx.Done():
+		}
+	})
 	f.done.Go(func() {
 		if err := source.Run(ctx, c.interest(), f.zone); err != nil && ctx.Err() == nil {
 			slog.Error("the source of records has stopped", "plugin", pluginName, "error", err)
