@@ -1,9 +1,11 @@
 package apiserver
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -27,6 +29,7 @@ const (
 // codec decodes what an API server sends. Which of the two encodings it is, is read off the bytes: every protobuf
 // object opens with a magic number, and answers come from servers and proxies that do not always label them well.
 type codec struct {
+	scheme         *runtime.Scheme
 	factory        runtime.NegotiatedSerializer
 	protobuf, json runtime.SerializerInfo
 }
@@ -39,7 +42,7 @@ func newCodec() (*codec, error) {
 	if err := builder.AddToScheme(scheme); err != nil {
 		return nil, fmt.Errorf("register API types: %w", err)
 	}
-	c := &codec{factory: serializer.NewCodecFactory(scheme).WithoutConversion()}
+	c := &codec{scheme: scheme, factory: serializer.NewCodecFactory(scheme).WithoutConversion()}
 	for _, info := range c.factory.SupportedMediaTypes() {
 		switch info.MediaType {
 		case contentProtobuf:
@@ -51,7 +54,10 @@ func newCodec() (*codec, error) {
 	return c, nil
 }
 
-func isProtobuf(raw []byte) bool { return bytes.HasPrefix(raw, []byte("k8s\x00")) }
+// protobufMagic opens every object in protobuf.
+const protobufMagic = "k8s\x00"
+
+func isProtobuf(raw []byte) bool { return bytes.HasPrefix(raw, []byte(protobufMagic)) }
 
 // object decodes one object. What does not say what it is, is taken for a gvk.
 func (c *codec) object(raw []byte, gvk schema.GroupVersionKind) (runtime.Object, error) {
@@ -66,56 +72,101 @@ func (c *codec) object(raw []byte, gvk schema.GroupVersionKind) (runtime.Object,
 	return obj, nil
 }
 
-// page is a part of a listing.
-type page struct {
-	version, next string
-	// each calls its argument for every object of the page, with an error in the place of those that do not decode.
-	each func(func(runtime.Object, *undecoded)) error
+// decoder decodes objects of one kind for one goroutine. An object that it returns is good until it is called again.
+type decoder struct {
+	*codec
+	lean       lean
+	kind       cluster.Kind
+	gvk        schema.GroupVersionKind
+	apiVersion string
 }
 
-// page decodes a part of a listing of gvk.
-func (c *codec) page(raw []byte, gvk schema.GroupVersionKind) (page, error) {
-	list, err := c.object(raw, gvk.GroupVersion().WithKind(gvk.Kind+"List"))
-	if err != nil {
-		if isProtobuf(raw) {
-			return page{}, err
+func newDecoder(c *codec, kind cluster.Kind, gvk schema.GroupVersionKind, conv *converter) *decoder {
+	return &decoder{codec: c, lean: lean{names: conv.names, podLabels: conv.podLabels}, kind: kind, gvk: gvk,
+		apiVersion: gvk.GroupVersion().String()}
+}
+
+// one decodes an object. What does not say what it is, is taken for one of the decoder's kind.
+func (d *decoder) one(raw []byte) (runtime.Object, error) {
+	if e, ok := openEnvelope(raw); ok && string(e.kind) == d.gvk.Kind && string(e.apiVersion) == d.apiVersion {
+		if o := d.lean.object(d.kind, e.object); o != nil {
+			return o, nil
 		}
-		return c.looseJSONPage(raw, gvk)
+	}
+	return d.object(raw, d.gvk)
+}
+
+// item decodes an object of a list in protobuf.
+func (d *decoder) item(raw []byte) (runtime.Object, error) {
+	if o := d.lean.object(d.kind, raw); o != nil {
+		return o, nil
+	}
+	o, err := d.scheme.New(d.gvk)
+	if err != nil {
+		return nil, err
+	}
+	m, ok := o.(interface{ Unmarshal([]byte) error })
+	if !ok {
+		return nil, fmt.Errorf("decode %s: it has no protobuf form", d.gvk.Kind)
+	}
+	if err := m.Unmarshal(raw); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", d.gvk.Kind, err)
+	}
+	return o, nil
+}
+
+// each is called for every object of a list, with an error in the place of those that do not decode.
+type each func(runtime.Object, *undecoded)
+
+// list decodes a part of a listing as it comes, and returns its metadata.
+func (d *decoder) list(body io.Reader, f each) (*metav1.ListMeta, error) {
+	r := bufio.NewReader(body)
+	if magic, err := r.Peek(len(protobufMagic)); err == nil && isProtobuf(magic) {
+		return d.protobufList(r, f)
+	}
+	raw, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	return d.jsonList(raw, f)
+}
+
+func (d *decoder) jsonList(raw []byte, f each) (*metav1.ListMeta, error) {
+	list, err := d.object(raw, d.gvk.GroupVersion().WithKind(d.gvk.Kind+"List"))
+	if err != nil {
+		return d.looseJSONList(raw, f)
 	}
 	m, err := meta.ListAccessor(list)
 	if err != nil || !meta.IsListType(list) {
-		return page{}, fmt.Errorf("got a %T for a list of %s", list, gvk.Kind)
+		return nil, fmt.Errorf("got a %T for a list of %s", list, d.gvk.Kind)
 	}
-	return page{m.GetResourceVersion(), m.GetContinue(), func(f func(runtime.Object, *undecoded)) error {
-		return meta.EachListItem(list, func(o runtime.Object) error {
-			f(o, nil)
-			return nil
-		})
-	}}, nil
+	err = meta.EachListItem(list, func(o runtime.Object) error {
+		f(o, nil)
+		return nil
+	})
+	return &metav1.ListMeta{ResourceVersion: m.GetResourceVersion(), Continue: m.GetContinue()}, err
 }
 
-// looseJSONPage decodes object by object, so that one that is wrong does not take the others with it.
-func (c *codec) looseJSONPage(raw []byte, gvk schema.GroupVersionKind) (page, error) {
+// looseJSONList decodes object by object, so that one that is wrong does not take the others with it.
+func (d *decoder) looseJSONList(raw []byte, f each) (*metav1.ListMeta, error) {
 	var list struct {
 		Metadata *metav1.ListMeta  `json:"metadata"`
 		Items    []json.RawMessage `json:"items"`
 	}
 	if err := json.Unmarshal(raw, &list); err != nil {
-		return page{}, fmt.Errorf("decode a list of %s: %w", gvk.Kind, err)
+		return nil, fmt.Errorf("decode a list of %s: %w", d.gvk.Kind, err)
 	}
 	if list.Metadata == nil {
-		return page{}, fmt.Errorf("decode a list of %s: it has no metadata", gvk.Kind)
+		return nil, fmt.Errorf("decode a list of %s: it has no metadata", d.gvk.Kind)
 	}
-	return page{list.Metadata.ResourceVersion, list.Metadata.Continue, func(f func(runtime.Object, *undecoded)) error {
-		for _, item := range list.Items {
-			if obj, err := c.object(item, gvk); err != nil {
-				f(nil, newUndecoded(item, err))
-			} else {
-				f(obj, nil)
-			}
+	for _, item := range list.Items {
+		if obj, err := d.object(item, d.gvk); err != nil {
+			f(nil, newUndecoded(item, err))
+		} else {
+			f(obj, nil)
 		}
-		return nil
-	}}, nil
+	}
+	return list.Metadata, nil
 }
 
 // undecoded is an object that is not what its kind should be. Key and version are what could be read all the same.

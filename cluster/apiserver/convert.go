@@ -350,21 +350,37 @@ const maxInterned = 16384
 
 // interner shares one string between all objects that have it: namespaces, nodes, zones, port names. The strings of
 // package unique would be forgotten at each collection, since nothing keeps their handles.
-type interner struct{ strings map[string]string }
+type interner struct{ strings map[string]*string }
 
-func newInterner() *interner { return &interner{map[string]string{}} }
+func newInterner() *interner { return &interner{map[string]*string{}} }
 
-// get returns a string equal to s. A full interner starts over: what it gave out stays good.
+// get returns a string equal to s.
 func (n *interner) get(s string) string {
 	if n == nil || s == "" {
 		return s
 	}
 	if t, ok := n.strings[s]; ok {
+		return *t
+	}
+	return *n.add(s)
+}
+
+// shared returns a string that holds b, which nobody may change.
+func (n *interner) shared(b []byte) *string {
+	if t, ok := n.strings[string(b)]; ok {
 		return t
 	}
+	return n.add(string(b))
+}
+
+// bytes returns a string that holds b.
+func (n *interner) bytes(b []byte) string { return *n.shared(b) }
+
+// add takes in a string. A full interner starts over: what it gave out stays good.
+func (n *interner) add(s string) *string {
 	if len(n.strings) >= maxInterned {
 		clear(n.strings)
 	}
-	n.strings[s] = s
-	return s
+	n.strings[s] = &s
+	return &s
 }

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"bytes"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -285,17 +286,16 @@ func FuzzConvert(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, kind uint8, raw []byte) {
+		conv := &converter{names: newInterner(), podLabels: true}
 		res := resourceOf(cluster.Kind(kind) % cluster.NumKinds)
-		gvk := res.objectKind(res.versions[0])
-		if p, err := codec.page(raw, gvk); err == nil {
-			_ = p.each(func(runtime.Object, *undecoded) {})
-		}
-		o, err := codec.object(raw, gvk)
+		d := newDecoder(codec, res.kind, res.objectKind(res.versions[0]), conv)
+		_, _ = d.list(bytes.NewReader(raw), func(runtime.Object, *undecoded) {})
+		o, err := d.one(raw)
 		if err != nil {
 			newUndecoded(raw, err)
 			return
 		}
-		v, _ := (&converter{names: newInterner(), podLabels: true}).object(o)
+		v, _ := conv.object(o)
 		if s, ok := v.(*cluster.Slice); ok {
 			for _, e := range s.Endpoints {
 				if !e.Addr.IsValid() || e.Addr.Zone() != "" || e.Addr.Is4In6() || e.Written == e.Addr.String() {

@@ -131,7 +131,7 @@ func (l *loop) attempt(ctx context.Context) error {
 func (l *loop) streamListing(ctx context.Context) error {
 	r := l.watchRequest().Param("sendInitialEvents", "true").
 		Param("resourceVersionMatch", string(metav1.ResourceVersionMatchNotOlderThan))
-	s, err := openStream(ctx, l.src.codec, l.gvk(), r, firstPatience)
+	s, err := openStream(ctx, l.decoder(), r, firstPatience)
 	switch {
 	case refused(err):
 		l.src.noStreamedListings()
@@ -198,32 +198,34 @@ func (l *loop) list(ctx context.Context) error {
 }
 
 func (l *loop) pages(ctx context.Context, limit int) (string, error) {
+	begun := false
+	begin := func() {
+		if !begun {
+			l.deliver(cluster.Change{Op: cluster.Replace, Kind: l.res.kind, Received: time.Now()})
+		}
+		begun = true
+	}
 	for next := ""; ; {
-		p, err := l.page(ctx, limit, next)
-		if err != nil {
-			return "", err
-		}
-		now := time.Now()
-		if next == "" {
-			l.deliver(cluster.Change{Op: cluster.Replace, Kind: l.res.kind, Received: now})
-		}
-		err = p.each(func(o runtime.Object, bad *undecoded) {
+		m, err := l.page(ctx, limit, next, func(o runtime.Object, bad *undecoded) {
+			begin()
 			if bad != nil {
 				l.complain(bad.key, faults{bad.err.Error()})
 				return
 			}
-			l.upsert(o, now, true)
+			l.upsert(o, time.Now(), true)
 		})
 		if err != nil {
-			return "", fmt.Errorf("read a page of the listing: %w", err)
+			return "", err
 		}
-		if next = p.next; next == "" {
-			return p.version, nil
+		begin()
+		if next = m.Continue; next == "" {
+			return m.ResourceVersion, nil
 		}
 	}
 }
 
-func (l *loop) page(ctx context.Context, limit int, next string) (page, error) {
+// page reads a part of the listing, and calls f for its objects as they come.
+func (l *loop) page(ctx context.Context, limit int, next string, f each) (*metav1.ListMeta, error) {
 	ctx, cancel := context.WithTimeout(ctx, listPatience)
 	defer cancel()
 	r := l.request()
@@ -233,22 +235,23 @@ func (l *loop) page(ctx context.Context, limit int, next string) (page, error) {
 	if next != "" {
 		r.Param("continue", next)
 	}
-	raw, err := r.Do(ctx).Raw()
+	body, err := r.Stream(ctx)
 	if err != nil {
-		return page{}, err
+		return nil, err
 	}
-	return l.src.codec.page(raw, l.gvk())
+	defer body.Close()
+	return l.decoder().list(body, f)
 }
 
 // probe compares the server's present resource version with the one to resume from. A server that was set back would
 // take the watch, and say nothing until it has caught up. (One that has overtaken rv by now cannot be told apart.)
 func (l *loop) probe(ctx context.Context) error {
-	p, err := l.page(ctx, 1, "")
+	m, err := l.page(ctx, 1, "", func(runtime.Object, *undecoded) {})
 	if err != nil {
 		return err
 	}
-	if older(p.version, l.rv) {
-		return fmt.Errorf("%w, from %s to %s", errHistory, l.rv, p.version)
+	if older(m.ResourceVersion, l.rv) {
+		return fmt.Errorf("%w, from %s to %s", errHistory, l.rv, m.ResourceVersion)
 	}
 	l.doubt = false
 	return nil
@@ -260,7 +263,7 @@ func (l *loop) resume(ctx context.Context) error {
 	if l.rv != "" {
 		r.Param("resourceVersion", l.rv)
 	}
-	s, err := openStream(ctx, l.src.codec, l.gvk(), r, answerPatience)
+	s, err := openStream(ctx, l.decoder(), r, answerPatience)
 	if err != nil {
 		return err
 	}
@@ -472,7 +475,9 @@ func (l *loop) warn(err error) {
 
 func (l *loop) gv() schema.GroupVersion { return l.res.versions[l.version] }
 
-func (l *loop) gvk() schema.GroupVersionKind { return l.res.objectKind(l.gv()) }
+func (l *loop) decoder() *decoder {
+	return newDecoder(l.src.codec, l.res.kind, l.res.objectKind(l.gv()), &l.conv)
+}
 
 // request asks for all objects of the kind that are selected. Retries are run's, which knows what for.
 func (l *loop) request() *rest.Request {

@@ -452,6 +452,31 @@ func TestProtobufStream(t *testing.T) {
 	}
 }
 
+// What cannot be an event may have been one, so that only a listing tells what is there.
+func TestProtobufStreamGarbled(t *testing.T) {
+	end := typedService("", "12", "")
+	end.Annotations = map[string]string{metav1.InitialEventsAnnotationKey: "true"}
+	for name, garbage := range map[string]string{
+		"too large":    "\x02\x00\x00\x00",
+		"no message":   "\x00\x00\x00\x02\xff\xff",
+		"half a field": "\x00\x00\x00\x04\x0a\x05AD",
+		"no event":     "\x00\x00\x00\x00",
+	} {
+		t.Run(name, func(t *testing.T) {
+			begin := protobufWatch(t, false, protobufEvent(t, "ADDED", typedService("a", "5", "10.0.0.1")), protobufEvent(t, "BOOKMARK", end))
+			f := newFakeServer(t, servicesPath, func(w http.ResponseWriter, r *http.Request) {
+				begin(w, r)
+				holding(garbage)(w, r)
+			}, protobufWatch(t, true, protobufEvent(t, "ADDED", typedService("b", "16", "10.0.0.2")), protobufEvent(t, "BOOKMARK", end)))
+			r := start(t, f, onlyServices)
+			r.eventuallyServices("b=10.0.0.2")
+			if q := f.asked(servicesPath); len(q) != 2 || q[1].Get("resourceVersion") != "" {
+				t.Errorf("requests: %v", q)
+			}
+		})
+	}
+}
+
 func TestProtobufList(t *testing.T) {
 	list := &corev1.ServiceList{ListMeta: metav1.ListMeta{ResourceVersion: "9"}, Items: []corev1.Service{*typedService("a", "5", "10.0.0.1"), *typedService("b", "6", "10.0.0.2")}}
 	raw := protobufBytes(t, list)

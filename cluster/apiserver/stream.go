@@ -37,25 +37,26 @@ type event struct {
 	end bool
 }
 
-// stream is an open watch. It is used by one goroutine.
+// stream is an open watch. It is used by one goroutine. An event's object is good until the next event.
 type stream struct {
-	codec  *codec
-	gvk    schema.GroupVersionKind
+	*decoder
 	cancel context.CancelFunc
 	silent func() bool
 	body   *trackedBody
+	// framed says that the stream is in protobuf, events decodes one in JSON; nil and false before the first event.
+	framed bool
 	events streaming.Decoder
 	timer  *time.Timer
 }
 
 // openStream sends a watch request. An answer that does not start within patience is given up with errSilent.
-func openStream(ctx context.Context, c *codec, gvk schema.GroupVersionKind, r *rest.Request, patience time.Duration) (*stream, error) {
+func openStream(ctx context.Context, d *decoder, r *rest.Request, patience time.Duration) (*stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	s := &stream{
-		codec: c, gvk: gvk,
-		cancel: func() { cancel(nil) },
-		silent: func() bool { return errors.Is(context.Cause(ctx), errSilent) },
-		timer:  time.AfterFunc(patience, func() { cancel(errSilent) }),
+		decoder: d,
+		cancel:  func() { cancel(nil) },
+		silent:  func() bool { return errors.Is(context.Cause(ctx), errSilent) },
+		timer:   time.AfterFunc(patience, func() { cancel(errSilent) }),
 	}
 	body, err := r.Stream(ctx)
 	s.timer.Stop()
@@ -66,7 +67,7 @@ func openStream(ctx context.Context, c *codec, gvk schema.GroupVersionKind, r *r
 		}
 		return nil, err
 	}
-	s.body = &trackedBody{Reader: bufio.NewReaderSize(body, 32<<10), Closer: body}
+	s.body = &trackedBody{Reader: bufio.NewReaderSize(body, bufferSize), Closer: body}
 	return s, nil
 }
 
@@ -110,7 +111,7 @@ func (s *stream) next(patience time.Duration) (event, error) {
 
 // read returns the next event in its envelope.
 func (s *stream) read() (*metav1.WatchEvent, error) {
-	if s.events == nil {
+	if !s.framed && s.events == nil {
 		// Framing is by length for protobuf, whose first byte would be that of a length over 500 MB if it were JSON's
 		// brace or a blank.
 		first, err := s.body.Peek(1)
@@ -118,11 +119,20 @@ func (s *stream) read() (*metav1.WatchEvent, error) {
 			s.body.err = err
 			return nil, err
 		}
-		info := s.codec.json.StreamSerializer
-		if first[0] < '\t' {
-			info = s.codec.protobuf.StreamSerializer
+		if s.framed = first[0] < '\t'; !s.framed {
+			info := s.json.StreamSerializer
+			s.events = streaming.NewDecoder(info.NewFrameReader(s.body), info.Serializer)
 		}
-		s.events = streaming.NewDecoder(info.NewFrameReader(s.body), info.Serializer)
+	}
+	if s.framed {
+		frame, err := nextFrame(s.body.Reader)
+		if err == nil {
+			return readWatchEvent(frame)
+		}
+		if err != errTooLarge {
+			s.body.err = err
+		}
+		return nil, err
 	}
 	raw := &metav1.WatchEvent{}
 	_, _, err := s.events.Decode(nil, raw)
@@ -138,7 +148,7 @@ func (s *stream) event(raw *metav1.WatchEvent) (event, error) {
 	default:
 		return e, fmt.Errorf("%w: its type is %.80q", errGarbled, raw.Type)
 	}
-	obj, err := s.codec.object(raw.Object.Raw, s.gvk)
+	obj, err := s.one(raw.Object.Raw)
 	if err != nil {
 		e.bad = newUndecoded(raw.Object.Raw, err)
 		e.version = e.bad.version
@@ -155,7 +165,7 @@ func (s *stream) event(raw *metav1.WatchEvent) (event, error) {
 }
 
 func (s *stream) failure(raw []byte) error {
-	obj, err := s.codec.object(raw, schema.GroupVersionKind{Version: "v1", Kind: "Status"})
+	obj, err := s.object(raw, schema.GroupVersionKind{Version: "v1", Kind: "Status"})
 	if err != nil {
 		return fmt.Errorf("%w: an error event: %w", errGarbled, err)
 	}

@@ -3,6 +3,7 @@ package ropewalk
 import (
 	"context"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -133,6 +134,15 @@ func (f *feed) start() {
 			stop()
 		}
 	}
+	f.done.Go(func() {
+		select {
+		case <-f.zone.Ready():
+			// A first sync leaves as much garbage as it leaves records, and afterwards little is allocated, so that for
+			// long nothing would give its memory back. It costs one collection beside the first queries.
+			debug.FreeOSMemory()
+		case <-ctx.Done():
+		}
+	})
 	f.done.Go(func() {
 		if err := f.source.Run(ctx, f.interest, f.zone); err != nil && ctx.Err() == nil {
 			slog.Error("the source of records has stopped", "plugin", pluginName, "error", err)
