@@ -29,15 +29,14 @@ var width = [2]int{v4: 4, v6: 16}
 
 // sliceID is what stays when a slice changes. Its pointer is its identity.
 type sliceID struct {
-	of *service
+	owner
 	// cluster is the source cluster of an imported slice.
 	cluster string
-	// name, gen and truth belong to the writer: the object's name, the listing it was last seen in, its newest state.
-	name  string
-	gen   uint32
-	truth *slice
-	// alone is what an address that only this slice has is owned by, so that most addresses share one value.
-	alone owners
+	// name, gen, truth and served belong to the writer: the object's name, the listing it was last seen in, its newest
+	// state, and the one whose addresses are in the tree.
+	name          string
+	gen           uint32
+	truth, served *slice
 }
 
 // table holds endpoints of one family in the order of their addresses.
@@ -50,11 +49,10 @@ type table struct {
 	labelAt []uint32
 	// byLabel holds the indexes of endpoints with a name, in the order of their names.
 	byLabel []uint16
-	// zones holds each endpoint's topology zone in lower case; empty unless Options.Zonal.
-	zones []string
-	// shared marks endpoints whose address or name another slice of the service had, too, when this one was built. Only
-	// a marked endpoint can be a repetition of one in a slice that stands earlier in its service's list.
-	shared []bool
+	// zones holds the endpoints' topology zones in lower case, each once; zoneOf says which is whose. Both are empty
+	// unless Options.Zonal.
+	zones  []string
+	zoneOf []uint16
 }
 
 const noLabel = ^uint32(0)
@@ -275,11 +273,19 @@ func toAddr(octets string) netip.Addr {
 // endpoints calls fn with the index of each endpoint of family fam that f takes, until fn returns false. It says
 // whether fn went through all. It does not look at ports.
 func (s *slice) endpoints(fam int, f *filter, fn func(i int) bool) bool {
+	return s.between(0, s.fam[fam].len(fam), fam, f, fn)
+}
+
+// between is endpoints for those whose index is lo or more, but less than hi.
+func (s *slice) between(lo, hi, fam int, f *filter, fn func(i int) bool) bool {
 	t := &s.fam[fam]
-	if f.hasEndpoint {
-		return t.called(fam, f, fn)
+	switch {
+	case f.hasEndpoint:
+		return t.called(fam, f, func(i int) bool { return i < lo || i >= hi || fn(i) })
+	case f.zonal && f.zoneIn(t) < 0:
+		return true
 	}
-	for i := range t.len(fam) {
+	for i := lo; i < hi; i++ {
 		if t.inZone(i, f) && !fn(i) {
 			return false
 		}
@@ -313,8 +319,8 @@ func appendOctets(dst []byte, a netip.Addr) []byte {
 	return append(dst, b[:]...)
 }
 
-// newSlice makes the compact form of o. others are the service's other slices.
-func newSlice(id *sliceID, o *cluster.Slice, opts *Options, others []*slice) *slice {
+// newSlice makes the compact form of o.
+func newSlice(id *sliceID, o *cluster.Slice, opts *Options) *slice {
 	s := &slice{id: id, ports: endpointPorts(o.Ports)}
 	var eps [2][]endpoint
 	for i := range o.Endpoints {
@@ -330,7 +336,6 @@ func newSlice(id *sliceID, o *cluster.Slice, opts *Options, others []*slice) *sl
 	}
 	for f := range eps {
 		s.fam[f] = newTable(f, eps[f], opts.Zonal)
-		s.fam[f].markShared(f, others)
 	}
 	return s
 }
@@ -350,10 +355,17 @@ func newTable(f int, eps []endpoint, zonal bool) (t table) {
 	}
 	var addrs, labels strings.Builder
 	addrs.Grow(len(eps) * width[f])
+	zoneAt := map[string]uint16{}
 	for i, e := range eps {
 		addrs.WriteString(e.addr)
 		if zonal {
-			t.zones = append(t.zones, unique.Make(lowerName(e.zone)).Value())
+			zone := lowerName(e.zone)
+			at, known := zoneAt[zone]
+			if !known {
+				at, zoneAt[zone] = uint16(len(t.zones)), uint16(len(t.zones))
+				t.zones = append(t.zones, unique.Make(zone).Value())
+			}
+			t.zoneOf = append(t.zoneOf, at)
 		}
 		if e.label == "" {
 			continue
@@ -398,29 +410,30 @@ func isObjectName(s string) bool { return isLabel(s) && s == strings.ToLower(s) 
 
 func isLabel(s string) bool { return s != "" && len(s) <= 63 && !strings.Contains(s, ".") }
 
-// markShared fills shared.
-func (t *table) markShared(f int, others []*slice) {
-	for i := range t.len(f) {
-		for _, o := range others {
-			_, dup := o.fam[f].find(f, []byte(t.addr(f, i)))
-			if l := t.label(i); !dup && l != "" {
-				dup = o.hasName([]byte(l))
-			}
-			if dup {
-				if t.shared == nil {
-					t.shared = make([]bool, t.len(f))
-				}
-				t.shared[i] = true
-				break
-			}
-		}
-	}
+// totals is what slices come to, repetitions included, as in the weight of SRV records in CoreDNS.
+type totals struct {
+	// ready counts the endpoints of either family, srv the named ports of each.
+	ready [2]uint32
+	srv   uint32
 }
 
-func (t *table) isShared(i int) bool { return t.shared != nil && t.shared[i] }
+func (s *slice) totals() (t totals) {
+	for f := range t.ready {
+		t.ready[f] = uint32(s.fam[f].len(f))
+	}
+	t.srv = (t.ready[v4] + t.ready[v6]) * uint32(namedPorts(s.ports))
+	return t
+}
 
-// ready returns how many endpoints the slice has.
-func (s *slice) ready() int { return s.fam[v4].len(v4) + s.fam[v6].len(v6) }
+func (t *totals) add(o totals) {
+	t.ready[v4], t.ready[v6], t.srv = t.ready[v4]+o.ready[v4], t.ready[v6]+o.ready[v6], t.srv+o.srv
+}
+
+func (t *totals) sub(o totals) {
+	t.ready[v4], t.ready[v6], t.srv = t.ready[v4]-o.ready[v4], t.ready[v6]-o.ready[v6], t.srv-o.srv
+}
+
+func (t totals) endpoints() int { return int(t.ready[v4] + t.ready[v6]) }
 
 // same says whether two states of a slice answer alike.
 func (s *slice) same(o *slice) bool {
@@ -428,7 +441,8 @@ func (s *slice) same(o *slice) bool {
 }
 
 func (t *table) same(o *table) bool {
-	return t.addrs == o.addrs && t.labels == o.labels && slices.Equal(t.labelAt, o.labelAt) && slices.Equal(t.zones, o.zones)
+	return t.addrs == o.addrs && t.labels == o.labels && slices.Equal(t.labelAt, o.labelAt) && slices.Equal(t.zones, o.zones) &&
+		slices.Equal(t.zoneOf, o.zoneOf)
 }
 
 // portList is a list of ports, packed into one string so that equal lists are one: for each, the number in four octets
@@ -488,17 +502,6 @@ func next(packed string) (p port, rest string) {
 	p.protocol = packed[5:n]
 	p.name = packed[n+1 : n+1+int(packed[n])]
 	return p, packed[n+1+int(packed[n]):]
-}
-
-// has says whether f takes a port with that number.
-func (l portList) has(number int32, f *filter) bool {
-	for rest := l.all(); rest != ""; {
-		var p port
-		if p, rest = next(rest); p.number == number && f.port(p) {
-			return true
-		}
-	}
-	return false
 }
 
 // equalFold compares ASCII letters without regard to case (RFC 4343).

@@ -13,6 +13,7 @@ import (
 // service is a Service or ServiceImport as such: what stays when its state changes. Its pointer is its identity. All but
 // key and wire belong to the writer.
 type service struct {
+	owner
 	// key is its key in View.services or View.imports, wire its name up to the zone: "\x03web\x04shop\x03svc".
 	key, wire string
 	ns        *space
@@ -24,16 +25,16 @@ type service struct {
 	// order of their last change. served is what the newest View has.
 	spec   *spec
 	slices []*slice
+	sum    totals // of slices
 	served *entry
-	hold   hold
-	alone  owners
+	hold   *hold
 }
 
 // hold keeps served as it is for a moment, though slices has changed: see Options.Settle.
 type hold struct {
-	until time.Time // zero: not held
-	// labels are the endpoint names that would vanish; empty says that the service's last endpoint would.
-	labels  []string
+	until time.Time
+	// missing are the endpoint names that would vanish; if it is nil, the service's last endpoint would.
+	missing map[string]struct{}
 	changes []cluster.Change
 }
 
@@ -62,9 +63,9 @@ type entry struct {
 	// maxPacked endpoints, whose records are made from slices.
 	rrs string
 	n   [2]uint16
-	// ready counts the endpoints of all slices, repetitions included, as the weight of SRV records does in CoreDNS.
-	ready uint32
-	kind  entryKind
+	// sum is of slices.
+	sum  totals
+	kind entryKind
 	// firstIs6 says that the primary ClusterIP is an IPv6 address.
 	firstIs6 bool
 	// inline is where rrs points if there is room: for one A and one AAAA record.
@@ -90,13 +91,10 @@ func newEntry(s *service, opts *Options) *entry {
 	if e.kind == kindAlias {
 		return e
 	}
-	for _, sl := range s.slices {
-		e.ready += uint32(sl.ready())
-	}
-	if e.kind == kindClusterIP && e.ready == 0 && opts.IgnoreEmpty {
+	if e.kind == kindClusterIP && s.sum.endpoints() == 0 && opts.IgnoreEmpty {
 		return nil
 	}
-	e.slices = slices.Clone(s.slices)
+	e.sum, e.slices = s.sum, slices.Clone(s.slices)
 	e.firstIs6 = len(s.spec.ips) > 0 && s.spec.ips[0].Is6()
 	rrs := e.inline[:0]
 	for f := range e.n {
@@ -129,18 +127,34 @@ func (e *entry) pack(rrs []byte, f int, ips []netip.Addr, ttl uint32) ([]byte, u
 		}
 		return rrs, n
 	}
-	if e.ready > maxPacked {
+	if !e.isPacked() {
 		return rrs, 0
 	}
-	e.each(f, &filter{}, 0, func(s *slice, i int) bool {
-		rrs = appendAddr(rrs, questionPtr, ttl, s.fam[f].addr(f, i))
-		n++
-		return true
-	})
+	at := len(rrs)
+	for _, sl := range e.slices {
+		for i := range sl.fam[f].len(f) {
+			if a := sl.fam[f].addr(f, i); !hasAddr(rrs[at:], a) {
+				rrs = appendAddr(rrs, questionPtr, ttl, a)
+				n++
+			}
+		}
+	}
 	return rrs, n
 }
 
-func (e *entry) isPacked() bool { return e.kind == kindClusterIP || e.ready <= maxPacked }
+// hasAddr says whether one of a few ready-made records, all of one family, is of that address.
+func hasAddr(rrs []byte, addr string) bool {
+	for size := 12 + len(addr); len(rrs) > 0; rrs = rrs[size:] {
+		if string(rrs[12:size]) == addr {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *entry) ready() int { return e.sum.endpoints() }
+
+func (e *entry) isPacked() bool { return e.kind == kindClusterIP || e.ready() <= maxPacked }
 
 // same says whether two entries of one service answer alike.
 func (e *entry) same(o *entry) bool {
@@ -160,14 +174,12 @@ func (e *entry) counts() (c Counts) {
 		}
 		c.PTR4, c.PTR6 = c.A, c.AAAA
 	}
-	for _, s := range e.slices {
-		a4, a6 := s.fam[v4].len(v4), s.fam[v6].len(v6)
-		c.PTR4, c.PTR6 = c.PTR4+a4, c.PTR6+a6
+	a4, a6 := int(e.sum.ready[v4]), int(e.sum.ready[v6])
+	c.PTR4, c.PTR6 = c.PTR4+a4, c.PTR6+a6
+	c.A, c.AAAA = c.A+a4, c.AAAA+a6
+	if e.kind == kindHeadless {
 		c.A, c.AAAA = c.A+a4, c.AAAA+a6
-		if e.kind == kindHeadless {
-			c.A, c.AAAA = c.A+a4, c.AAAA+a6
-			c.SRV += (a4 + a6) * namedPorts(s.ports)
-		}
+		c.SRV += int(e.sum.srv)
 	}
 	if e.of.imported {
 		c.PTR4, c.PTR6 = 0, 0

@@ -84,7 +84,7 @@ func (v *View) serviceNames(y *yielder, multi bool) {
 		if y.done {
 			return
 		}
-		if e.kind == kindHeadless && e.ready == 0 {
+		if e.kind == kindHeadless && e.ready() == 0 {
 			continue
 		}
 		switch e.kind {
@@ -177,11 +177,16 @@ func (v *View) reverseNames(y *yielder) {
 	if !ok {
 		return
 	}
+	var last netip.Addr
 	for key := range v.addrs.Prefixed(prefix) {
 		if odd >= 0 && int(key[len(prefix)]>>4) != odd {
 			continue
 		}
-		a, _ := netip.AddrFromSlice(key[1:])
+		a := keyAddr(key)
+		if a == last {
+			continue // another of its owners
+		}
+		last = a
 		full := reverseName(a, a.BitLen())
 		y.name(strings.TrimSuffix(full, y.zone), typePTR)
 		if y.done {

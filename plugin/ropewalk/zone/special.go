@@ -23,12 +23,11 @@ const maxServers = 100
 func (v *View) servers(local []netip.Addr) (found []server) {
 	var buf [17]byte
 	for _, ip := range local {
-		o := v.addrs.Get(addrKey(buf[:0], ip.Unmap()))
-		if o == nil {
-			continue
-		}
-		for _, id := range o.slices {
-			if found = append(found, v.serversOf(id)...); len(found) > maxServers {
+		for o := range v.addrs.Values(addrKey(buf[:0], ip.Unmap())) {
+			if o.slice == nil {
+				continue
+			}
+			if found = append(found, v.serversOf(o.slice)...); len(found) > maxServers {
 				return found[:maxServers]
 			}
 		}
