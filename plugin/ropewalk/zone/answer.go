@@ -188,7 +188,7 @@ func nameKey(dst []byte, d *name) []byte {
 
 // alias writes the CNAME record of the service found. It returns false if that was the last thing to do.
 func (a *answer) alias() bool {
-	target := a.found.e.alias
+	target := a.found.e.rrs
 	if !a.begin(sectionAnswer, a.ownerPtr(), typeCNAME, a.v.opts.TTL, len(target)) {
 		return false
 	}
@@ -198,7 +198,7 @@ func (a *answer) alias() bool {
 
 // follow makes the target of the CNAME record just written the name to find, and says whether that is in the zone.
 func (a *answer) follow() bool {
-	a.ownerAt = len(a.msg) - len(a.found.e.alias)
+	a.ownerAt = len(a.msg) - len(a.found.e.rrs)
 	a.name.parse(a.msg[a.ownerAt:])
 	a.rel = a.name.n - a.zoneLabels
 	o := a.q.Origins.match(&a.name) // rather than the suffix alone: there may be a zone within the zone
@@ -411,7 +411,7 @@ func (a *answer) endpointSRV() {
 					if p, rest = next(rest); p.number == last || p.number < 0 || !f.port(p) {
 						continue
 					}
-					if last = p.number; !a.srv(weight, p.number, target, s.id.cluster, &seen) {
+					if last = p.number; !a.srv(weight, p.number, target, s.id.cluster.Value(), &seen) {
 						return false
 					}
 				}
@@ -448,7 +448,7 @@ func (a *answer) endpointGlue() {
 	for fam := range 2 {
 		for _, s := range e.slices {
 			if f.slice(s) && f.numbered(s.ports) && !s.endpoints(fam, f, func(i int) bool {
-				return a.glue(s.fam[fam].appendLabel(label[:0], fam, i), s.id.cluster, s.fam[fam].addr(fam, i), &seen)
+				return a.glue(s.fam[fam].appendLabel(label[:0], fam, i), s.id.cluster.Value(), s.fam[fam].addr(fam, i), &seen)
 			}) {
 				return
 			}
@@ -457,7 +457,7 @@ func (a *answer) endpointGlue() {
 }
 
 func (t *table) inZone(i int, f *filter) bool {
-	return !f.zonal || int(t.zoneOf[i]) == f.zoneIn(t)
+	return !f.zonal || int(t.zones.of[i]) == f.zoneIn(t)
 }
 
 // srvWeight is CoreDNS's: a hundred shared among n, at least 1.
@@ -601,7 +601,7 @@ func (a *answer) ptr() {
 // is given, no other slice has the address.
 func (a *answer) ownerPTR(o *owner, key []byte, only *sliceID, seen *seen) bool {
 	if o.slice == nil {
-		return a.ptrRecord(nil, o.of.wire, seen)
+		return a.ptrRecord(nil, o.of, seen)
 	}
 	var buf [2 * 64]byte
 	e := a.v.services.Get(append(buf[:0], o.of.key...))
@@ -618,23 +618,23 @@ func (a *answer) ownerPTR(o *owner, key []byte, only *sliceID, seen *seen) bool 
 		}
 		t := &s.fam[fam]
 		var label [64]byte
-		if i, ok := t.find(fam, key[1:]); ok && !a.ptrRecord(t.appendLabel(label[:0], fam, i), o.of.wire, seen) {
+		if i, ok := t.find(fam, key[1:]); ok && !a.ptrRecord(t.appendLabel(label[:0], fam, i), o.of, seen) {
 			return false
 		}
 	}
 	return true
 }
 
-func (a *answer) ptrRecord(label []byte, service string, s *seen) bool {
+func (a *answer) ptrRecord(label []byte, of *service, s *seen) bool {
 	primary := a.q.Origins.primary
-	n := len(label) + len(service) + len(primary)
+	n := len(label) + of.nameLen() + len(primary)
 	if n > maxName {
 		return true
 	}
 	var buf [rrMax]byte
 	rec := binary.BigEndian.AppendUint16(buf[:0], a.ownerPtr())
-	rec = append(append(appendFixed(rec, typePTR, a.v.opts.TTL, n), label...), service...)
-	return a.once(sectionAnswer, append(rec, primary...), s)
+	rec = append(appendFixed(rec, typePTR, a.v.opts.TTL, n), label...)
+	return a.once(sectionAnswer, append(of.appendName(rec), primary...), s)
 }
 
 // soa writes the zone's SOA record.

@@ -30,8 +30,8 @@ var width = [2]int{v4: 4, v6: 16}
 // sliceID is what stays when a slice changes. Its pointer is its identity.
 type sliceID struct {
 	owner
-	// cluster is the source cluster of an imported slice.
-	cluster string
+	// cluster is the source cluster of an imported slice, else empty.
+	cluster unique.Handle[string]
 	// name, gen, truth and served belong to the writer: the object's name, the listing it was last seen in, its newest
 	// state, and the one whose addresses are in the tree.
 	name          string
@@ -43,19 +43,28 @@ type sliceID struct {
 type table struct {
 	// addrs holds the addresses' octets one after the other.
 	addrs string
-	// labels holds the names of endpoints that have one, each behind its length octet; labelAt says where each
-	// endpoint's starts, noLabel for those that are called by their address. Both are empty if none has a name.
-	labels  string
-	labelAt []uint32
-	// byLabel holds the indexes of endpoints with a name, in the order of their names.
-	byLabel []uint16
-	// zones holds the endpoints' topology zones in lower case, each once; zoneOf says which is whose. Both are empty
-	// unless Options.Zonal.
-	zones  []string
-	zoneOf []uint16
+	// names is nil if no endpoint has a name, zones unless Options.Zonal.
+	names *names
+	zones *zones
+}
+
+// names are those of a table's endpoints that are not called by their address.
+type names struct {
+	// labels holds them one after the other, each behind its length octet; at says where each endpoint's starts, noLabel
+	// if it has none.
+	labels string
+	at     []uint32
+	// by holds the indexes of endpoints with a name, in the order of their names.
+	by []uint16
 }
 
 const noLabel = ^uint32(0)
+
+// zones are where a table's endpoints are: names of topology zones in lower case, each once, and which is whose.
+type zones struct {
+	names []string
+	of    []uint16
+}
 
 func (t *table) len(f int) int { return len(t.addrs) / width[f] }
 
@@ -80,20 +89,36 @@ func (t *table) find(f int, a []byte) (int, bool) {
 
 // label returns the explicit name of an endpoint in wire format, length octet first; empty if it has none.
 func (t *table) label(i int) string {
-	if t.labelAt == nil || t.labelAt[i] == noLabel {
+	if t.names == nil {
 		return ""
 	}
-	at := t.labelAt[i]
-	return t.labels[at : at+1+uint32(t.labels[at])]
+	return t.names.label(i)
 }
 
-// firstNamed returns where in byLabel the endpoints that are called label stand, if there are any. It is in wire format
+func (n *names) label(i int) string {
+	at := n.at[i]
+	if at == noLabel {
+		return ""
+	}
+	return n.labels[at : at+1+uint32(n.labels[at])]
+}
+
+// byName returns the indexes of endpoints with a name, in the order of their names.
+func (t *table) byName() []uint16 {
+	if t.names == nil {
+		return nil
+	}
+	return t.names.by
+}
+
+// firstNamed returns where in byName the endpoints that are called label stand, if there are any. It is in wire format
 // and in lower case. They may be many, so nothing looks for the last one.
 func (t *table) firstNamed(label []byte) int {
-	lo, hi := 0, len(t.byLabel)
+	by := t.byName()
+	lo, hi := 0, len(by)
 	for lo < hi {
 		mid := (lo + hi) / 2
-		if t.label(int(t.byLabel[mid])) < string(label) {
+		if t.label(int(by[mid])) < string(label) {
 			lo = mid + 1
 		} else {
 			hi = mid
@@ -102,9 +127,10 @@ func (t *table) firstNamed(label []byte) int {
 	return lo
 }
 
-// isNamed says whether the endpoint at a place in byLabel is there and is called label.
+// isNamed says whether the endpoint at a place in byName is there and is called label.
 func (t *table) isNamed(at int, label []byte) bool {
-	return at < len(t.byLabel) && t.label(int(t.byLabel[at])) == string(label)
+	by := t.byName()
+	return at < len(by) && t.label(int(by[at])) == string(label)
 }
 
 // hasName says whether the slice has an endpoint called label.
@@ -297,7 +323,7 @@ func (s *slice) between(lo, hi, fam int, f *filter, fn func(i int) bool) bool {
 func (t *table) called(fam int, f *filter, fn func(i int) bool) bool {
 	label := f.endpoint[:1+int(f.endpoint[0])]
 	for at := t.firstNamed(label); t.isNamed(at, label); at++ {
-		if !fn(int(t.byLabel[at])) {
+		if !fn(int(t.names.by[at])) {
 			return false
 		}
 	}
@@ -353,35 +379,50 @@ func newTable(f int, eps []endpoint, zonal bool) (t table) {
 	if len(eps) > 1<<16-1 {
 		eps = eps[:1<<16-1] // the API allows 1,000
 	}
-	var addrs, labels strings.Builder
-	addrs.Grow(len(eps) * width[f])
-	zoneAt := map[string]uint16{}
+	addrs := make([]byte, 0, len(eps)*width[f])
 	for i, e := range eps {
-		addrs.WriteString(e.addr)
-		if zonal {
-			zone := lowerName(e.zone)
-			at, known := zoneAt[zone]
-			if !known {
-				at, zoneAt[zone] = uint16(len(t.zones)), uint16(len(t.zones))
-				t.zones = append(t.zones, unique.Make(zone).Value())
-			}
-			t.zoneOf = append(t.zoneOf, at)
+		addrs = append(addrs, e.addr...)
+		if e.label != "" && t.names == nil {
+			t.names = newNames(eps[i:], i)
 		}
-		if e.label == "" {
-			continue
-		}
-		if t.labelAt == nil {
-			t.labelAt = slices.Repeat([]uint32{noLabel}, len(eps))
-		}
-		t.labelAt[i] = uint32(labels.Len())
-		labels.WriteByte(byte(len(e.label)))
-		labels.WriteString(e.label)
-		t.byLabel = append(t.byLabel, uint16(i))
 	}
-	t.addrs, t.labels = addrs.String(), labels.String()
-	slices.SortStableFunc(t.byLabel, func(a, b uint16) int { return strings.Compare(t.label(int(a)), t.label(int(b))) })
-	t.byLabel = slices.Clip(t.byLabel)
+	t.addrs = string(addrs)
+	if zonal && len(eps) > 0 {
+		t.zones = newZones(eps)
+	}
 	return t
+}
+
+// newNames makes the names of eps, in front of which there are before endpoints without.
+func newNames(eps []endpoint, before int) *names {
+	n := &names{at: slices.Repeat([]uint32{noLabel}, before+len(eps))}
+	var labels []byte
+	for i, e := range eps {
+		if e.label != "" {
+			n.at[before+i] = uint32(len(labels))
+			labels = append(append(labels, byte(len(e.label))), e.label...)
+			n.by = append(n.by, uint16(before+i))
+		}
+	}
+	n.labels = string(labels)
+	slices.SortStableFunc(n.by, func(a, b uint16) int { return strings.Compare(n.label(int(a)), n.label(int(b))) })
+	n.by = slices.Clip(n.by)
+	return n
+}
+
+func newZones(eps []endpoint) *zones {
+	z, at := &zones{of: make([]uint16, len(eps))}, map[string]uint16{}
+	for i, e := range eps {
+		name := lowerName(e.zone)
+		k, known := at[name]
+		if !known {
+			k = uint16(len(z.names))
+			at[name] = k
+			z.names = append(z.names, unique.Make(name).Value())
+		}
+		z.of[i] = k
+	}
+	return z
 }
 
 // endpointLabel returns the name that sets an endpoint apart from its address, empty if there is none that can be
@@ -441,8 +482,15 @@ func (s *slice) same(o *slice) bool {
 }
 
 func (t *table) same(o *table) bool {
-	return t.addrs == o.addrs && t.labels == o.labels && slices.Equal(t.labelAt, o.labelAt) && slices.Equal(t.zones, o.zones) &&
-		slices.Equal(t.zoneOf, o.zoneOf)
+	return t.addrs == o.addrs && t.names.same(o.names) && t.zones.same(o.zones)
+}
+
+func (n *names) same(o *names) bool {
+	return n == o || n != nil && o != nil && n.labels == o.labels && slices.Equal(n.at, o.at)
+}
+
+func (z *zones) same(o *zones) bool {
+	return z == o || z != nil && o != nil && slices.Equal(z.names, o.names) && slices.Equal(z.of, o.of)
 }
 
 // portList is a list of ports, packed into one string so that equal lists are one: for each, the number in four octets

@@ -83,10 +83,13 @@ func (f *filter) matching(l portList) int {
 // numbered says whether a port that f takes has a number.
 func (f *filter) numbered(l portList) bool { return f.matching(l) > 0 && f.countNumbers > 0 }
 
-// zoneIn returns the index in t.zones of the topology zone that f gives, -1 if t has no endpoint there.
+// zoneIn returns the index in t.zones.names of the topology zone that f gives, -1 if t has no endpoint there.
 func (f *filter) zoneIn(t *table) int {
 	if f.zoned != t {
-		f.zoned, f.zoneAt = t, slices.IndexFunc(t.zones, f.isZone)
+		f.zoned, f.zoneAt = t, -1
+		if t.zones != nil {
+			f.zoneAt = slices.IndexFunc(t.zones.names, f.isZone)
+		}
 	}
 	return f.zoneAt
 }
@@ -125,7 +128,7 @@ func (f *filter) plain() bool {
 
 // slice says whether f takes endpoints of s, going by what holds for the slice as a whole.
 func (f *filter) slice(s *slice) bool {
-	return !f.hasCluster || equalFold(f.cluster, s.id.cluster)
+	return !f.hasCluster || equalFold(f.cluster, s.id.cluster.Value())
 }
 
 func stripUnderscore(l []byte) []byte {
@@ -296,7 +299,7 @@ func (v *View) isInner(d *name, more int, multi bool, e *entry) bool {
 	l := d.label(0)
 	if multi {
 		for _, s := range e.slices {
-			if equalFold(l, s.id.cluster) {
+			if equalFold(l, s.id.cluster.Value()) {
 				return true
 			}
 		}

@@ -94,14 +94,14 @@ func (v *View) serviceNames(y *yielder, multi bool) {
 			}
 			continue
 		case kindAlias:
-			y.name(e.of.wire, typeCNAME)
+			y.name(e.of.wire(), typeCNAME)
 			continue
 		case kindClusterIP:
 			if v.opts.Env && !multi && len(e.rrs) > 0 {
-				y.name("\x04_env"+e.of.wire, typeTXT)
+				y.name("\x04_env"+e.of.wire(), typeTXT)
 			}
 		}
-		y.name(e.of.wire, typeA, typeAAAA, typeSRV)
+		y.name(e.of.wire(), typeA, typeAAAA, typeSRV)
 		e.portNames(y)
 		e.endpointNames(y)
 	}
@@ -127,7 +127,7 @@ func (e *entry) portNames(y *yielder) {
 			owner := string(appendLower(appendLower(nil, []byte("_"+p.name)), []byte("_"+p.protocol)))
 			if !seen[owner] {
 				seen[owner] = true
-				y.name(owner+e.of.wire, typeSRV)
+				y.name(owner+e.of.wire(), typeSRV)
 			}
 		}
 	}
@@ -139,10 +139,10 @@ func (e *entry) endpointNames(y *yielder) {
 	for _, s := range e.slices {
 		for fam := range s.fam {
 			for i := range s.fam[fam].len(fam) {
-				l := string(appendString(s.fam[fam].appendLabel(nil, fam, i), s.id.cluster))
+				l := string(appendString(s.fam[fam].appendLabel(nil, fam, i), s.id.cluster.Value()))
 				if !seen[l] {
 					seen[l] = true
-					y.name(l+e.of.wire, typeA, typeAAAA, typeSRV)
+					y.name(l+e.of.wire(), typeA, typeAAAA, typeSRV)
 				}
 			}
 		}

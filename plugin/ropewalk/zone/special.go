@@ -49,7 +49,7 @@ func (v *View) serversOf(id *sliceID) (found []server) {
 	}
 	if e.kind == kindClusterIP {
 		for _, octets := range packedAddrs(e.rrs) {
-			found = append(found, server{e.of.wire, octets})
+			found = append(found, server{e.of.wire(), octets})
 		}
 		return found
 	}
@@ -60,7 +60,7 @@ func (v *View) serversOf(id *sliceID) (found []server) {
 		for fam := range s.fam {
 			t := &s.fam[fam]
 			for i := range t.len(fam) {
-				found = append(found, server{string(t.appendLabel(nil, fam, i)) + e.of.wire, t.addr(fam, i)})
+				found = append(found, server{string(t.appendLabel(nil, fam, i)) + e.of.wire(), t.addr(fam, i)})
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
 	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/radix"
@@ -139,14 +140,14 @@ func (w *writer) change(c cluster.Change) *service {
 		w.namespace(c.Key.Name, c.Object != nil)
 	case cluster.KindService:
 		o, _ := c.Object.(*cluster.Service)
-		var sp *spec
+		var sp spec
 		if o != nil {
 			sp = newSpec(o)
 		}
 		w.service(c.Key, false, o != nil, sp)
 	case cluster.KindServiceImport:
 		o, _ := c.Object.(*cluster.ServiceImport)
-		var sp *spec
+		var sp spec
 		if o != nil {
 			sp = newImportSpec(o)
 		}
@@ -247,22 +248,16 @@ func (sp *space) serviceNamed(name string, imported bool) *service {
 	}
 	s := in[name]
 	if s == nil && isObjectName(name) {
-		ns, svc := labelKey(sp.name), labelKey(name)
-		s = &service{
-			ns:       sp,
-			key:      string(ns) + string(svc),
-			wire:     string(svc) + string(ns) + "\x03svc",
-			imported: imported,
-		}
+		s = &service{key: string(append(labelKey(sp.name), labelKey(name)...)), ns: sp, imported: imported}
 		s.of = s
-		in[strings.Clone(name)] = s
+		in[s.name()] = s
 	}
 	return s
 }
 
 // forget drops a service that nothing is known of any more. As with tidy, it may have a successor of the same name.
 func (sp *space) forget(s *service) {
-	if s.spec != nil || s.ids > 0 || s.served != nil {
+	if s.spec.exists() || s.ids > 0 || s.served != nil {
 		return
 	}
 	in := sp.services
@@ -274,10 +269,7 @@ func (sp *space) forget(s *service) {
 	}
 }
 
-// name returns the service's name without its namespace.
-func (s *service) name() string { return s.wire[1 : 1+s.wire[0]] }
-
-func (w *writer) service(key cluster.Key, imported, exists bool, sp *spec) {
+func (w *writer) service(key cluster.Key, imported, exists bool, sp spec) {
 	ns := w.space(key.Namespace)
 	if ns == nil {
 		return
@@ -294,7 +286,7 @@ func (w *writer) service(key cluster.Key, imported, exists bool, sp *spec) {
 	if exists {
 		s.gen = w.gens[kind]
 	}
-	if !s.spec.same(sp) {
+	if s.spec != sp {
 		s.spec = sp
 		w.letGo(s)
 		w.reconcile(s)
@@ -322,7 +314,7 @@ func (w *writer) slice(key cluster.Key, imported bool, o *cluster.Slice, mayHold
 		of = o.Service // which may stand for the import here: its endpoints' names have no cluster in them
 	}
 	id := in[key.Name]
-	if id != nil && (o == nil || id.of.name() != of || id.cluster != from) {
+	if id != nil && (o == nil || id.of.name() != of || id.cluster.Value() != from) {
 		delete(in, key.Name)
 		id.of.ids--
 		s := w.replaceSlice(id, nil, o, mayHold)
@@ -342,7 +334,7 @@ func (w *writer) slice(key cluster.Key, imported bool, o *cluster.Slice, mayHold
 		if s == nil {
 			return nil
 		}
-		id = &sliceID{cluster: strings.Clone(from), name: strings.Clone(key.Name)}
+		id = &sliceID{cluster: unique.Make(from), name: strings.Clone(key.Name)}
 		id.owner = owner{s, id}
 		in[id.name] = id
 		s.ids++
@@ -362,15 +354,25 @@ func (w *writer) replaceSlice(id *sliceID, next *slice, o *cluster.Slice, mayHol
 		return s
 	}
 	id.truth = next
+	size := len(s.slices)
 	if prev != nil {
-		i := slices.Index(s.slices, prev)
-		s.slices = slices.Delete(s.slices, i, i+1)
+		size--
 		s.sum.sub(prev.totals())
 	}
 	if next != nil {
-		s.slices = append(s.slices, next)
+		size++
 		s.sum.add(next.totals())
 	}
+	list := make([]*slice, 0, size) // a View may have the old one
+	for _, x := range s.slices {
+		if x != prev {
+			list = append(list, x)
+		}
+	}
+	if next != nil {
+		list = append(list, next)
+	}
+	s.slices = list
 	if prev != nil && s.served != nil && w.opts.Settle > 0 && (mayHold || s.hold != nil) {
 		w.startHold(s, prev, next, o)
 	}
@@ -434,7 +436,7 @@ func (s *service) held(next *slice) bool {
 		return s.sum.endpoints() == 0
 	case next != nil:
 		for f := range next.fam {
-			for _, i := range next.fam[f].byLabel {
+			for _, i := range next.fam[f].byName() {
 				delete(s.hold.missing, next.fam[f].label(int(i)))
 			}
 		}
@@ -477,10 +479,10 @@ func vanished(prev, next *slice, o *cluster.Slice) (labels []string, any bool) {
 	return labels, any
 }
 
-// unready finds those of o's endpoints that are not ready in t: by the indexes of their addresses, and by where in byLabel
+// unready finds those of o's endpoints that are not ready in t: by the indexes of their addresses, and by where in byName
 // their hostnames stand first.
 func (t *table) unready(f int, o *cluster.Slice) (addrs, names []bool) {
-	addrs, names = make([]bool, t.len(f)), make([]bool, len(t.byLabel))
+	addrs, names = make([]bool, t.len(f)), make([]bool, len(t.byName()))
 	if o == nil {
 		return addrs, names
 	}
@@ -852,8 +854,8 @@ func (w *writer) sweepServices(gen uint32, imported bool) {
 			in = sp.imports
 		}
 		for name, s := range in {
-			if s.spec != nil && s.gen != gen {
-				w.service(cluster.Key{Namespace: sp.name, Name: name}, imported, false, nil)
+			if s.spec.exists() && s.gen != gen {
+				w.service(cluster.Key{Namespace: sp.name, Name: name}, imported, false, spec{})
 			}
 		}
 	}
