@@ -136,9 +136,7 @@ func (t Tree[V]) Get(key []byte) *V {
 		rest = rest[behind:]
 	}
 	if s.page != nil {
-		if i, found := s.page.search(rest); found {
-			return s.page.vals[i]
-		}
+		return s.page.get(rest)
 	}
 	return nil
 }
@@ -201,7 +199,7 @@ func (s slot[V]) prefixed(prefix []byte) (_ slot[V], off int) {
 // each yields what is in s, whose keys start with path.
 func (s slot[V]) each(path []byte, yield func([]byte, *V) bool) bool {
 	if p := s.page; p != nil {
-		for i, v := range p.vals {
+		for i, v := range p.vals[:p.n] {
 			if !yield(append(path, p.suffix(i)...), v) {
 				return false
 			}
@@ -228,7 +226,7 @@ func (s slot[V]) each(path []byte, yield func([]byte, *V) bool) bool {
 // values is each without keys.
 func (s slot[V]) values(yield func(*V) bool) bool {
 	if s.page != nil {
-		for _, v := range s.page.vals {
+		for _, v := range s.page.vals[:s.page.n] {
 			if !yield(v) {
 				return false
 			}

@@ -90,7 +90,7 @@ func (x *Txn[V]) set(s slot[V], key []byte, v *V) (_ slot[V], old *V) {
 	switch {
 	case found:
 		n.slots[i].page, old = p.with(at, v), p.vals[at]
-	case len(p.vals) < pageSize:
+	case p.n < pageSize:
 		n.slots[i].page = p.insert(at, rest, v)
 	default:
 		x.divide(n, i, at, slices.Insert(p.items(""), at, item[V]{string(rest), v}))
@@ -103,7 +103,7 @@ func (x *Txn[V]) setInPage(p *page[V], key []byte, v *V) (_ slot[V], old *V) {
 	switch {
 	case found:
 		return slot[V]{page: p.with(i, v)}, p.vals[i]
-	case len(p.vals) < pageSize:
+	case p.n < pageSize:
 		return slot[V]{page: p.insert(i, key, v)}, nil
 	}
 	return slot[V]{node: x.split(i, slices.Insert(p.items(""), i, item[V]{string(key), v}))}, nil
@@ -216,7 +216,7 @@ func (n *node[V]) join(i int) bool {
 		return false
 	}
 	a, b := n.slots[i].page, n.slots[i+1].page
-	if len(a.vals)+len(b.vals) > pageSize/2 {
+	if a.n+b.n > pageSize/2 {
 		return false
 	}
 	n.slots[i].page = newPage(append(a.items(""), b.items("")...))

@@ -382,9 +382,7 @@ func (v *View) findReverse(d *name, r *found) {
 	full := len(key) == 5 && key[0] == 4 || len(key) == 17
 	switch {
 	case full:
-		if m := v.addrs.Walk(key); m.Len == len(key) {
-			r.kind, r.owner = foundReverse, m.Value
-		} else if m.Below {
+		if r.owner = v.addrs.Get(key); r.owner != nil || v.addrs.Walk(key).Below {
 			r.kind = foundReverse
 		}
 	case odd < 0:
