@@ -21,13 +21,12 @@ type page[V any] struct {
 	vals [pageSize]*V
 }
 
-// tag is an octet that tells most suffixes of a page apart.
+// tag is an octet that tells most suffixes of a page apart. It goes by their ends, where names that are much alike differ.
 func tag[S string | []byte](suffix S) uint8 {
-	n := len(suffix)
-	if n == 0 {
-		return 0
+	h := uint32(len(suffix))
+	for i := max(len(suffix)-6, 0); i < len(suffix); i++ {
+		h = h*31 + uint32(suffix[i])
 	}
-	h := uint32(n) ^ uint32(suffix[0])<<8 ^ uint32(suffix[n/2])<<16 ^ uint32(suffix[n-1])<<24
 	return uint8(h * 0x9E3779B1 >> 24) // Fibonacci hashing
 }
 

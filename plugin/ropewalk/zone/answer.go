@@ -110,7 +110,8 @@ const (
 
 // Answer appends the answer to msg, which must hold a header and one question of class IN whose name is not compressed,
 // and completes the header: QR, AA, TC, the code and the counts; it leaves ID, opcode and the other flags alone. It
-// does not allocate while msg has room for Limit octets, but for names of servers, environments and large reverse lists.
+// does not allocate while msg has room for Limit octets, but for names of servers, environments, and large answers that are
+// not ready-made.
 func (v *View) Answer(msg []byte, q Query) ([]byte, Result) {
 	a := answer{v: v, q: q, msg: msg, ownerAt: headerLen}
 	if len(msg) < headerLen+5 || !a.name.parse(msg[headerLen:]) {

@@ -348,17 +348,17 @@ func appendOctets(dst []byte, a netip.Addr) []byte {
 // newSlice makes the compact form of o.
 func newSlice(id *sliceID, o *cluster.Slice, opts *Options) *slice {
 	s := &slice{id: id, ports: endpointPorts(o.Ports)}
-	var eps [2][]endpoint
+	var eps [2][]endpoint // of one family as a rule
 	for i := range o.Endpoints {
 		e := &o.Endpoints[i]
 		if !e.Ready || !e.Addr.IsValid() {
 			continue
 		}
-		a, f := e.Addr.Unmap(), v6
+		a, f := e.Addr.Unmap().WithZone(""), v6
 		if a.Is4() {
 			f = v4
 		}
-		eps[f] = append(eps[f], endpoint{string(a.AsSlice()), endpointLabel(e, opts.EndpointPodNames), e.Zone})
+		eps[f] = append(eps[f], endpoint{a, endpointLabel(e, opts.EndpointPodNames), e.Zone})
 	}
 	for f := range eps {
 		s.fam[f] = newTable(f, eps[f], opts.Zonal)
@@ -367,12 +367,15 @@ func newSlice(id *sliceID, o *cluster.Slice, opts *Options) *slice {
 }
 
 // endpoint is an endpoint on its way into a table.
-type endpoint struct{ addr, label, zone string }
+type endpoint struct {
+	addr        netip.Addr
+	label, zone string
+}
 
 // newTable sorts eps and drops repetitions.
 func newTable(f int, eps []endpoint, zonal bool) (t table) {
 	slices.SortStableFunc(eps, func(a, b endpoint) int {
-		return cmp.Or(strings.Compare(a.addr, b.addr), strings.Compare(a.label, b.label))
+		return cmp.Or(a.addr.Compare(b.addr), strings.Compare(a.label, b.label))
 	})
 	// The API forbids two endpoints of a slice with one address, so that an address leads to one endpoint.
 	eps = slices.CompactFunc(eps, func(a, b endpoint) bool { return a.addr == b.addr })
@@ -381,7 +384,7 @@ func newTable(f int, eps []endpoint, zonal bool) (t table) {
 	}
 	addrs := make([]byte, 0, len(eps)*width[f])
 	for i, e := range eps {
-		addrs = append(addrs, e.addr...)
+		addrs = appendOctets(addrs, e.addr)
 		if e.label != "" && t.names == nil {
 			t.names = newNames(eps[i:], i)
 		}
@@ -556,6 +559,9 @@ func next(packed string) (p port, rest string) {
 func equalFold[A, B []byte | string](a A, b B) bool {
 	if len(a) != len(b) {
 		return false
+	}
+	if string(a) == string(b) { // as a rule
+		return true
 	}
 	for i := range len(a) {
 		if lower(a[i]) != lower(b[i]) {
