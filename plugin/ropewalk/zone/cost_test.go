@@ -31,19 +31,19 @@ func bigSlice(k int) *cluster.Slice {
 // TestSlicesRepeatEachOther: a record is answered once however many slices have it, and there is an end to looking.
 func TestSlicesRepeatEachOther(t *testing.T) {
 	for _, c := range []struct {
-		slices int
-		tc     bool
-	}{{2, false}, {100, false}, {maxRepeats/100 + 2, true}} {
+		slices, want int
+	}{{2, 101}, {100, 101}, {maxRepeats/100 + 2, 100}} {
 		objs := []cluster.Object{ns("a"), svc("a/big", "None")}
 		for k := range c.slices {
 			s := bigSlice(0)
 			s.Name = fmt.Sprint("big-", k)
 			objs = append(objs, s)
 		}
+		objs = append(objs, slc("a/big", "one-more", "http:TCP:80", "10.1.0.1"))
 		z := start(t, Options{}, objs...)
 		for _, typ := range []uint16{dns.TypeA, dns.TypeSRV} {
 			m := z.query("_http._tcp.big.a.svc.cluster.local", typ, 1<<16-1)
-			if len(m.Answer) != 100 || m.Truncated != c.tc {
+			if len(m.Answer) != c.want || m.Truncated != (c.want == 100) {
 				t.Errorf("%d slices: %d %s records, TC %v", c.slices, len(m.Answer), dns.TypeToString[typ], m.Truncated)
 			}
 		}
@@ -83,20 +83,52 @@ func TestManyOwners(t *testing.T) {
 	}
 }
 
-// TestHoldOfManyNames: a move of more names than are looked for is held like any other.
+// TestHoldOfManyNames: a move of more names than are looked for is held like any other, until the last one has come back.
 func TestHoldOfManyNames(t *testing.T) {
 	z := start(t, Options{Settle: time.Hour}, ns("a"), svc("a/big", "None"))
-	for k := range 1 + maxLooks/100 {
+	for k := range 2 + maxLooks/50 {
 		z.upsert(bigSlice(k))
 	}
-	gone, back := bigSlice(0), bigSlice(0)
-	back.Name = "other"
-	z.delete(gone)
-	z.expect("db-7.big.a.svc.cluster.local", dns.TypeA, "NOERROR\ndb-7.big.a.svc.cluster.local. 5 A 10.0.0.7")
-	z.upsert(back, bigSlice(9999)) // which shows, since nothing is held any more
-	for _, name := range []string{"db-7", "db-999907"} {
+	z.delete(bigSlice(0))
+	back := bigSlice(0)
+	back.Name, back.Endpoints = "back", back.Endpoints[:99]
+	z.upsert(back)
+	for i := range 100 {
+		if m := z.query(fmt.Sprintf("db-%d.big.a.svc.cluster.local", i), dns.TypeA, 512); len(m.Answer) != 1 {
+			t.Errorf("db-%d: %s", i, show(m))
+		}
+	}
+	last := bigSlice(0)
+	last.Name, last.Endpoints = "last", last.Endpoints[99:]
+	z.upsert(last, bigSlice(9999)) // which shows, since nothing is held any more
+	for _, name := range []string{"db-7", "db-99", "db-999907"} {
 		if m := z.query(name+".big.a.svc.cluster.local", dns.TypeA, 512); len(m.Answer) != 1 {
 			t.Errorf("%s: %s", name, show(m))
+		}
+	}
+}
+
+// TestVanished: what is not ready is still there, by its address or by its name.
+func TestVanished(t *testing.T) {
+	for after, want := range map[string]string{
+		"":                            "h i true",
+		"10.1.0.1 host=h":             "i true",
+		"10.1.0.1 host=x notready":    "i true",
+		"10.1.0.9 host=H notready":    "i true",
+		"10.1.0.9 host=x notready":    "h i true",
+		"fd00::1 host=i notready":     "h true",
+		"10.1.0.1,10.1.0.2 notready":  " false",
+		"10.1.0.2 notready,10.1.0.3 ": "h true",
+	} {
+		id := &sliceID{}
+		prev := newSlice(id, slc("a/s", "s-1", "", "10.1.0.1 host=h", "10.1.0.2 host=i"), &Options{})
+		o := slc("a/s", "s-1", "", slices.DeleteFunc(strings.Split(after, ","), func(s string) bool { return s == "" })...)
+		labels, any := vanished(prev, newSlice(id, o, &Options{}), o)
+		for i, l := range labels {
+			labels[i] = l[1:]
+		}
+		if got := fmt.Sprint(strings.Join(labels, " "), " ", any); got != want {
+			t.Errorf("%q: %q, want %q", after, got, want)
 		}
 	}
 }

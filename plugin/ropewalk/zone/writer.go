@@ -467,7 +467,7 @@ func vanished(prev, next *slice, o *cluster.Slice) (labels []string, any bool) {
 				continue
 			}
 			l := t.label(i)
-			if l != "" && (names[t.firstNamed([]byte(l))] || next.hasName([]byte(l))) {
+			if l != "" && names[t.firstNamed([]byte(l))] {
 				continue
 			}
 			any = true
