@@ -54,7 +54,7 @@ func TestFastPathIsOn(t *testing.T) {
 	for name, corefile := range map[string]string{
 		"alone": block(ropewalk(dir)),
 		"as in clusters": block("errors", "health "+freePort(t), "ready "+freePort(t), "prometheus "+addr, "cache 30", "loadbalance",
-			ropewalk(dir, "pods insecure", "fallthrough in-addr.arpa"), "forward . 127.0.0.1:9"),
+			ropewalk(dir, "pods insecure", "fallthrough in-addr.arpa"), "behind"),
 		"all that do not mind": block("metadata", "bufsize 1232", "nsid", "prometheus "+addr, "errors", "loadbalance round_robin", "cache",
 			"transfer {\nto *\n}", ropewalk(dir)),
 		"autopath":         block("autopath @ropewalk", ropewalk(dir, "pods verified")),

@@ -1,16 +1,33 @@
 package radix
 
-import "slices"
+import (
+	"bytes"
+	"slices"
+)
 
 // pageSize is how many keys lie in a page before it becomes a node with pages below it.
 const pageSize = 32
 
 // page is a sorted run of suffixes, what is left of keys at this place of the tree, and their values. It never changes.
+//
+// Looking for one key, which is what happens all the time, takes the cache line of tags, those with its value and its
+// end, and the one with its suffix. They are in one piece so that the processor need not wait for one to fetch the next.
 type page[V any] struct {
-	// text holds the suffixes one after the other; ends[i] is where the i-th ends. vals has their number.
+	// text holds the suffixes one after the other; ends[i] is where the i-th ends. tags[i] is its tag.
 	text string
-	vals []*V
+	n    int
+	tags [pageSize]uint8
 	ends [pageSize]uint16
+	vals [pageSize]*V
+}
+
+// tag is an octet that tells most suffixes of a page apart. It goes by their ends, where names that are much alike differ.
+func tag[S string | []byte](suffix S) uint8 {
+	h := uint32(len(suffix))
+	for i := max(len(suffix)-6, 0); i < len(suffix); i++ {
+		h = h*31 + uint32(suffix[i])
+	}
+	return uint8(h * 0x9E3779B1 >> 24) // Fibonacci hashing
 }
 
 // item is a suffix and its value on the way into a page.
@@ -21,14 +38,14 @@ type item[V any] struct {
 
 // newPage makes a page of sorted items, pageSize at most and at least one.
 func newPage[V any](items []item[V]) *page[V] {
-	n := 0
+	size := 0
 	for _, it := range items {
-		n += len(it.suffix)
+		size += len(it.suffix)
 	}
-	p, text := &page[V]{vals: make([]*V, len(items))}, make([]byte, 0, n)
+	p, text := &page[V]{n: len(items)}, make([]byte, 0, size)
 	for i, it := range items {
 		text = append(text, it.suffix...)
-		p.vals[i], p.ends[i] = it.val, uint16(len(text))
+		p.vals[i], p.ends[i], p.tags[i] = it.val, uint16(len(text)), tag(it.suffix)
 	}
 	p.text = string(text)
 	return p
@@ -43,9 +60,24 @@ func (p *page[V]) start(i int) int {
 
 func (p *page[V]) suffix(i int) string { return p.text[p.start(i):p.ends[i]] }
 
+// get returns the value of suffix, nil if the page does not hold it.
+func (p *page[V]) get(suffix []byte) *V {
+	t := tag(suffix)
+	for i := 0; i < p.n; i++ {
+		next := bytes.IndexByte(p.tags[i:p.n], t)
+		if next < 0 {
+			return nil
+		}
+		if i += next; p.suffix(i) == string(suffix) {
+			return p.vals[i]
+		}
+	}
+	return nil
+}
+
 // search returns the index of suffix, or where it would stand.
 func (p *page[V]) search(suffix []byte) (int, bool) {
-	lo, hi := 0, len(p.vals)
+	lo, hi := 0, p.n
 	for lo < hi {
 		mid := int(uint(lo+hi) / 2)
 		if p.suffix(mid) < string(suffix) {
@@ -54,7 +86,7 @@ func (p *page[V]) search(suffix []byte) (int, bool) {
 			hi = mid
 		}
 	}
-	return lo, lo < len(p.vals) && p.suffix(lo) == string(suffix)
+	return lo, lo < p.n && p.suffix(lo) == string(suffix)
 }
 
 // walk is Tree.Walk from off on.
@@ -66,7 +98,7 @@ func (p *page[V]) walk(key []byte, off int, m *Match[V]) {
 		m.Value, m.Len = p.vals[i], len(key)
 		above++
 	}
-	m.Below = above < len(p.vals) && hasPrefix(p.suffix(above), rest)
+	m.Below = above < p.n && hasPrefix(p.suffix(above), rest)
 	// A suffix that rest starts with sorts before rest, and everything in between starts with it, too: so it is a prefix
 	// of what rest has in common with the one before it.
 	for !found && i > 0 {
@@ -86,7 +118,7 @@ func (p *page[V]) walk(key []byte, off int, m *Match[V]) {
 func (p *page[V]) prefixed(prefix []byte) (from, to int) {
 	from, _ = p.search(prefix)
 	to = from
-	for to < len(p.vals) && hasPrefix(p.suffix(to), prefix) {
+	for to < p.n && hasPrefix(p.suffix(to), prefix) {
 		to++
 	}
 	return from, to
@@ -94,9 +126,9 @@ func (p *page[V]) prefixed(prefix []byte) (from, to int) {
 
 // items returns the page's items, each with lead in front of its suffix.
 func (p *page[V]) items(lead string) []item[V] {
-	items := make([]item[V], len(p.vals), len(p.vals)+1)
-	for i, v := range p.vals {
-		items[i] = item[V]{lead + p.suffix(i), v}
+	items := make([]item[V], p.n, p.n+1)
+	for i := range items {
+		items[i] = item[V]{lead + p.suffix(i), p.vals[i]}
 	}
 	return items
 }
@@ -104,7 +136,6 @@ func (p *page[V]) items(lead string) []item[V] {
 // with returns the page with v as the i-th value.
 func (p *page[V]) with(i int, v *V) *page[V] {
 	c := *p
-	c.vals = slices.Clone(p.vals)
 	c.vals[i] = v
 	return &c
 }
@@ -112,22 +143,20 @@ func (p *page[V]) with(i int, v *V) *page[V] {
 // insert returns the page with suffix as its i-th item. The page must not be full.
 func (p *page[V]) insert(i int, suffix []byte, v *V) *page[V] {
 	at := p.start(i)
-	text := make([]byte, 0, len(p.text)+len(suffix))
-	text = append(append(append(text, p.text[:at]...), suffix...), p.text[at:]...)
-	c := &page[V]{text: string(text), vals: make([]*V, len(p.vals)+1), ends: p.ends}
-	copy(c.vals, p.vals[:i])
-	c.vals[i] = v
-	copy(c.vals[i+1:], p.vals[i:])
-	c.ends[i] = uint16(at + len(suffix))
-	for j := i + 1; j < len(c.vals); j++ {
+	c := *p
+	c.text, c.n = p.text[:at]+string(suffix)+p.text[at:], p.n+1
+	copy(c.tags[i+1:], p.tags[i:p.n])
+	copy(c.vals[i+1:], p.vals[i:p.n])
+	c.tags[i], c.vals[i], c.ends[i] = tag(suffix), v, uint16(at+len(suffix))
+	for j := i + 1; j < c.n; j++ {
 		c.ends[j] = p.ends[j-1] + uint16(len(suffix))
 	}
-	return c
+	return &c
 }
 
 // remove returns the page without the i-th item, nil if none is left.
 func (p *page[V]) remove(i int) *page[V] {
-	if len(p.vals) == 1 {
+	if p.n == 1 {
 		return nil
 	}
 	return newPage(slices.Delete(p.items(""), i, i+1))

@@ -5,8 +5,9 @@
 // the caller's business, as is having one writer at a time.
 //
 // The tree branches only as long as there are many keys: up to pageSize keys that share a prefix lie together in a
-// page, sorted. A node for each key would be simpler, and several times larger and slower: what a lookup costs is the
-// cache lines that it touches, and most of them would be those of the last few levels.
+// page, sorted, and where there are more, neighbours still share a page as in a B-tree. A node for each key would be
+// simpler, and several times larger and slower: what a lookup costs is the cache lines that it touches, and most of them
+// would be those of the last few levels.
 //
 // Names of the DNS become keys root label first, each label behind its length octet (NameKey): so a prefix of a key
 // that ends where a label ends is an ancestor's key, "everything below a name" is "everything that starts with its
@@ -34,8 +35,9 @@ type slot[V any] struct {
 	page *page[V]
 }
 
-// node is a place where the tree branches. The octet that leads to it stands in its parent, prefix is what follows that
-// octet. Child slots[i] is reached by the octet keys[i], and keys rise.
+// node is a place where the tree branches. prefix is what all keys below it go on with. keys rise, and slots[i] is for the
+// keys whose next octet is keys[i] or more, but less than keys[i+1]. A page holds that octet too; a node is for keys[i]
+// alone and does not: it stands in its parent.
 //
 // gen is the transaction that made the node. A transaction that finds its own gen may write to the node, since no
 // committed tree can reach it.
@@ -45,6 +47,34 @@ type node[V any] struct {
 	slots  []slot[V]
 	val    *V
 	gen    uint64
+}
+
+// find returns the last i with keys[i] <= octet, -1 if there is none.
+func (n *node[V]) find(octet byte) int {
+	lo, hi := 0, len(n.keys)
+	for lo < hi {
+		if mid := int(uint(lo+hi) / 2); n.keys[mid] <= octet {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo - 1
+}
+
+// down returns where the key goes on whose rest, after the node's prefix, is rest, and how many of its octets are behind.
+func (n *node[V]) down(rest []byte) (s slot[V], behind int) {
+	// Most nodes lead to nodes, by the octet itself, which is found without a branch to be mispredicted.
+	i := bytes.IndexByte(n.keys, rest[0])
+	if i >= 0 && n.slots[i].node != nil {
+		return n.slots[i], 1
+	}
+	if i < 0 {
+		if i = n.find(rest[0]); i < 0 {
+			return slot[V]{}, 0
+		}
+	}
+	return slot[V]{page: n.slots[i].page}, 0
 }
 
 // Match is what Walk found.
@@ -82,12 +112,9 @@ func (t Tree[V]) Walk(key []byte) (m Match[V]) {
 			m.Below = true // a node has children
 			return m
 		}
-		i := bytes.IndexByte(n.keys, key[off])
-		if i < 0 {
-			return m
-		}
-		s = n.slots[i]
-		off++
+		var behind int
+		s, behind = n.down(key[off:])
+		off += behind
 	}
 	if s.page != nil {
 		s.page.walk(key, off, &m)
@@ -108,16 +135,12 @@ func (t Tree[V]) Get(key []byte) *V {
 		if len(rest) == 0 {
 			return n.val
 		}
-		i := bytes.IndexByte(n.keys, rest[0])
-		if i < 0 {
-			return nil
-		}
-		s, rest = n.slots[i], rest[1:]
+		var behind int
+		s, behind = n.down(rest)
+		rest = rest[behind:]
 	}
 	if s.page != nil {
-		if i, found := s.page.search(rest); found {
-			return s.page.vals[i]
-		}
+		return s.page.get(rest)
 	}
 	return nil
 }
@@ -127,26 +150,7 @@ func (t Tree[V]) Get(key []byte) *V {
 func (t Tree[V]) Prefixed(prefix []byte) iter.Seq2[[]byte, *V] {
 	return func(yield func([]byte, *V) bool) {
 		path := append(make([]byte, 0, 256), prefix...)
-		s, off := t.root, 0
-		for s.node != nil {
-			n, rest := s.node, prefix[off:]
-			if len(rest) <= len(n.prefix) {
-				if n.prefix[:len(rest)] == string(rest) {
-					s.each(path[:off], yield)
-				}
-				return
-			}
-			if string(rest[:len(n.prefix)]) != n.prefix {
-				return
-			}
-			off += len(n.prefix)
-			i := bytes.IndexByte(n.keys, prefix[off])
-			if i < 0 {
-				return
-			}
-			s = n.slots[i]
-			off++
-		}
+		s, off := t.root.prefixed(prefix)
 		if p := s.page; p != nil {
 			from, to := p.prefixed(prefix[off:])
 			for i := from; i < to; i++ {
@@ -154,14 +158,52 @@ func (t Tree[V]) Prefixed(prefix []byte) iter.Seq2[[]byte, *V] {
 					return
 				}
 			}
+		} else if s.node != nil {
+			s.each(path[:off], yield)
 		}
 	}
+}
+
+// Values yields what Prefixed does, but for the keys. It does not allocate.
+func (t Tree[V]) Values(prefix []byte) iter.Seq[*V] {
+	return func(yield func(*V) bool) {
+		s, off := t.root.prefixed(prefix)
+		if p := s.page; p != nil {
+			from, to := p.prefixed(prefix[off:])
+			for _, v := range p.vals[from:to] {
+				if !yield(v) {
+					return
+				}
+			}
+		} else if s.node != nil {
+			s.values(yield)
+		}
+	}
+}
+
+// prefixed returns what holds the keys below s that start with prefix: a node for nothing else, or a page for others, too;
+// and how many octets of prefix are behind.
+func (s slot[V]) prefixed(prefix []byte) (_ slot[V], off int) {
+	for s.node != nil {
+		n, rest := s.node, prefix[off:]
+		common := min(len(rest), len(n.prefix))
+		if n.prefix[:common] != string(rest[:common]) {
+			return slot[V]{}, 0
+		}
+		if len(rest) <= len(n.prefix) {
+			break
+		}
+		var behind int
+		s, behind = n.down(rest[common:])
+		off += common + behind
+	}
+	return s, off
 }
 
 // each yields what is in s, whose keys start with path.
 func (s slot[V]) each(path []byte, yield func([]byte, *V) bool) bool {
 	if p := s.page; p != nil {
-		for i, v := range p.vals {
+		for i, v := range p.vals[:p.n] {
 			if !yield(append(path, p.suffix(i)...), v) {
 				return false
 			}
@@ -174,7 +216,32 @@ func (s slot[V]) each(path []byte, yield func([]byte, *V) bool) bool {
 		return false
 	}
 	for i, c := range n.slots {
-		if !c.each(append(path, n.keys[i]), yield) {
+		lead := path
+		if c.node != nil {
+			lead = append(path, n.keys[i])
+		}
+		if !c.each(lead, yield) {
+			return false
+		}
+	}
+	return true
+}
+
+// values is each without keys.
+func (s slot[V]) values(yield func(*V) bool) bool {
+	if s.page != nil {
+		for _, v := range s.page.vals[:s.page.n] {
+			if !yield(v) {
+				return false
+			}
+		}
+		return true
+	}
+	if v := s.node.val; v != nil && !yield(v) {
+		return false
+	}
+	for _, c := range s.node.slots {
+		if !c.values(yield) {
 			return false
 		}
 	}

@@ -68,6 +68,13 @@ func check(t *testing.T, tree Tree[int], o oracle, probes []string) {
 		if d := cmp.Diff(o.prefixed(p), collect(tree, p)); d != "" {
 			t.Fatalf("Prefixed(%q) (-want +got):\n%s", p, d)
 		}
+		var vals []*int
+		for _, v := range tree.Prefixed([]byte(p)) {
+			vals = append(vals, v)
+		}
+		if got := slices.Collect(tree.Values([]byte(p))); !slices.Equal(got, vals) {
+			t.Fatalf("Values(%q) = %v, want %v", p, got, vals)
+		}
 	}
 	checkShape(t, tree.root)
 }
@@ -77,10 +84,10 @@ func check(t *testing.T, tree Tree[int], o oracle, probes []string) {
 func checkShape(t *testing.T, s slot[int]) {
 	t.Helper()
 	if p := s.page; p != nil {
-		if s.node != nil || len(p.vals) == 0 || len(p.vals) > pageSize || len(p.text) != int(p.ends[len(p.vals)-1]) {
-			t.Fatalf("a page of %d keys and %d octets", len(p.vals), len(p.text))
+		if s.node != nil || p.n == 0 || p.n > pageSize || len(p.text) != int(p.ends[p.n-1]) {
+			t.Fatalf("a page of %d keys and %d octets", p.n, len(p.text))
 		}
-		for i := range p.vals[1:] {
+		for i := range p.n - 1 {
 			if p.suffix(i) >= p.suffix(i+1) {
 				t.Fatalf("%q before %q", p.suffix(i), p.suffix(i+1))
 			}
@@ -97,9 +104,15 @@ func checkShape(t *testing.T, s slot[int]) {
 	if len(n.slots) == 0 || len(n.slots) == 1 && n.val == nil {
 		t.Fatalf("a node with %d children, value %v", len(n.slots), n.val)
 	}
-	for _, c := range n.slots {
+	for i, c := range n.slots {
 		if c.node == nil && c.page == nil {
 			t.Fatal("an empty child")
+		}
+		if p := c.page; p != nil {
+			low, high := p.suffix(0), p.suffix(p.n-1)
+			if low == "" || low[0] < n.keys[i] || i+1 < len(n.keys) && high[0] >= n.keys[i+1] {
+				t.Fatalf("%q to %q between %q", low, high, n.keys[i:])
+			}
 		}
 		checkShape(t, c)
 	}

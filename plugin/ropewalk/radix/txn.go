@@ -1,6 +1,9 @@
 package radix
 
-import "slices"
+import (
+	"iter"
+	"slices"
+)
 
 // Txn makes a new Tree out of an old one. It belongs to one goroutine. Keys that it is given are copied.
 type Txn[V any] struct {
@@ -22,6 +25,12 @@ func (x *Txn[V]) Commit() Tree[V] {
 
 // Get is Tree.Get, changes so far included.
 func (x *Txn[V]) Get(key []byte) *V { return x.t.Get(key) }
+
+// Walk is Tree.Walk, changes so far included.
+func (x *Txn[V]) Walk(key []byte) Match[V] { return x.t.Walk(key) }
+
+// Values is Tree.Values, changes so far included. Nothing may be changed while it yields.
+func (x *Txn[V]) Values(prefix []byte) iter.Seq[*V] { return x.t.Values(prefix) }
 
 // Set gives key the value v and returns the value it had, nil if it had none. It panics if v is nil, which could not be
 // told from a key that is not there, or if the key is longer than MaxKey.
@@ -64,12 +73,28 @@ func (x *Txn[V]) set(s slot[V], key []byte, v *V) (_ slot[V], old *V) {
 		old, n.val = n.val, v
 		return slot[V]{node: n}, old
 	}
-	i, found := slices.BinarySearch(n.keys, rest[0])
-	if !found {
-		n.insert(i, rest[0], leaf(rest[1:], v))
-		return slot[V]{node: n}, nil
+	i := n.find(rest[0])
+	if i >= 0 && n.slots[i].node != nil && n.keys[i] == rest[0] {
+		n.slots[i], old = x.set(n.slots[i], rest[1:], v)
+		return slot[V]{node: n}, old
 	}
-	n.slots[i], old = x.set(n.slots[i], rest[1:], v)
+	if i < 0 || n.slots[i].page == nil {
+		if i++; i == len(n.slots) || n.slots[i].page == nil {
+			n.insert(i, rest[0], leaf(rest, v))
+			return slot[V]{node: n}, nil
+		}
+		n.keys[i] = rest[0] // the page behind has room for it
+	}
+	p := n.slots[i].page
+	at, found := p.search(rest)
+	switch {
+	case found:
+		n.slots[i].page, old = p.with(at, v), p.vals[at]
+	case p.n < pageSize:
+		n.slots[i].page = p.insert(at, rest, v)
+	default:
+		x.divide(n, i, at, slices.Insert(p.items(""), at, item[V]{string(rest), v}))
+	}
 	return slot[V]{node: n}, old
 }
 
@@ -78,30 +103,59 @@ func (x *Txn[V]) setInPage(p *page[V], key []byte, v *V) (_ slot[V], old *V) {
 	switch {
 	case found:
 		return slot[V]{page: p.with(i, v)}, p.vals[i]
-	case len(p.vals) < pageSize:
+	case p.n < pageSize:
 		return slot[V]{page: p.insert(i, key, v)}, nil
 	}
-	return slot[V]{node: x.split(slices.Insert(p.items(""), i, item[V]{string(key), v}))}, nil
+	return slot[V]{node: x.split(i, slices.Insert(p.items(""), i, item[V]{string(key), v}))}, nil
 }
 
-// split makes a node of more items than a page can hold. They are sorted and differ.
-func (x *Txn[V]) split(items []item[V]) *node[V] {
+// split makes a node of more items than a page can hold. They are sorted and differ; the at-th is new.
+func (x *Txn[V]) split(at int, items []item[V]) *node[V] {
 	common := commonPrefix(items[0].suffix, []byte(items[len(items)-1].suffix))
 	n := &node[V]{gen: x.t.gen, prefix: items[0].suffix[:common]}
-	if len(items[0].suffix) == common {
-		n.val, items = items[0].val, items[1:]
+	for i := range items {
+		items[i].suffix = items[i].suffix[common:]
 	}
-	for len(items) > 0 {
-		octet, end := items[0].suffix[common], 0
-		for end < len(items) && items[end].suffix[common] == octet {
-			items[end].suffix = items[end].suffix[common+1:]
-			end++
-		}
-		n.insert(len(n.keys), octet, slot[V]{page: newPage(items[:end])})
-		items = items[end:]
+	if items[0].suffix == "" {
+		n.val, items, at = items[0].val, items[1:], at-1
 	}
+	n.insert(0, items[0].suffix[0], slot[V]{})
+	x.divide(n, 0, at, items)
 	return n
 }
+
+// divide puts items in the place of the i-th child of n: in a page if there is room, else in two if they differ in their
+// first octets, else in a node. The at-th item is new; if it is the last, more may follow in order, and the first page is
+// left full.
+func (x *Txn[V]) divide(n *node[V], i, at int, items []item[V]) {
+	first, last := items[0].suffix[0], items[len(items)-1].suffix[0]
+	switch {
+	case len(items) <= pageSize:
+		n.slots[i] = slot[V]{page: newPage(items)}
+		return
+	case first == last:
+		for j := range items {
+			items[j].suffix = items[j].suffix[1:]
+		}
+		n.keys[i], n.slots[i] = first, slot[V]{node: x.split(at, items)}
+		return
+	}
+	middle := len(items) / 2
+	if at == len(items)-1 {
+		middle = at
+	}
+	// The nearest place to the middle where the octet changes.
+	cut := 0
+	for j := 1; j < len(items); j++ {
+		if items[j-1].suffix[0] != items[j].suffix[0] && (cut == 0 || abs(j-middle) < abs(cut-middle)) {
+			cut = j
+		}
+	}
+	n.slots[i] = slot[V]{page: newPage(items[:cut])}
+	n.insert(i+1, items[cut].suffix[0], slot[V]{page: newPage(items[cut:])})
+}
+
+func abs(n int) int { return max(n, -n) }
 
 // fork puts a node for the first common octets of n's prefix above n, and v at key, below that node or in it.
 func (x *Txn[V]) fork(n *node[V], common int, key []byte, v *V) slot[V] {
@@ -113,8 +167,7 @@ func (x *Txn[V]) fork(n *node[V], common int, key []byte, v *V) slot[V] {
 		top.val = v
 		return slot[V]{node: top}
 	}
-	i, _ := slices.BinarySearch(top.keys, key[common])
-	top.insert(i, key[common], leaf(key[common+1:], v))
+	top.insert(1+top.find(key[common]), key[common], leaf(key[common:], v))
 	return slot[V]{node: top}
 }
 
@@ -130,8 +183,21 @@ func (x *Txn[V]) delete(s slot[V], key []byte) slot[V] {
 		n.val = nil
 		return n.tidy()
 	}
-	i, _ := slices.BinarySearch(s.node.keys, rest[0])
-	return x.replace(s.node, i, x.delete(s.node.slots[i], rest[1:]))
+	n := x.own(s.node)
+	i := n.find(rest[0])
+	if c := n.slots[i]; c.page != nil {
+		n.slots[i] = x.delete(c, rest)
+	} else if c = x.delete(c, rest[1:]); c.page != nil {
+		n.slots[i].node, n.slots[i].page = nil, newPage(c.page.items(string(rest[:1])))
+	} else {
+		n.slots[i] = c
+	}
+	if n.slots[i] == (slot[V]{}) {
+		n.keys, n.slots = slices.Delete(n.keys, i, i+1), slices.Delete(n.slots, i, i+1)
+	} else if !n.join(i) && i > 0 {
+		n.join(i - 1)
+	}
+	return n.tidy()
 }
 
 // own returns a node that this transaction may write to: n itself or a copy.
@@ -144,14 +210,18 @@ func (x *Txn[V]) own(n *node[V]) *node[V] {
 	return &c
 }
 
-// replace puts c in the place of the i-th child of n, or takes the child away if c is empty.
-func (x *Txn[V]) replace(n *node[V], i int, c slot[V]) slot[V] {
-	n = x.own(n)
-	n.slots[i] = c
-	if c.node == nil && c.page == nil {
-		n.keys, n.slots = slices.Delete(n.keys, i, i+1), slices.Delete(n.slots, i, i+1)
+// join makes one page of the i-th child of n and the next if they are pages and together fill half of one.
+func (n *node[V]) join(i int) bool {
+	if i+1 >= len(n.slots) || n.slots[i].page == nil || n.slots[i+1].page == nil {
+		return false
 	}
-	return n.tidy()
+	a, b := n.slots[i].page, n.slots[i+1].page
+	if a.n+b.n > pageSize/2 {
+		return false
+	}
+	n.slots[i].page = newPage(append(a.items(""), b.items("")...))
+	n.keys, n.slots = slices.Delete(n.keys, i+1, i+2), slices.Delete(n.slots, i+1, i+2)
+	return true
 }
 
 // tidy returns what should stand in the place of n after something was taken from it: a node that does not branch any
@@ -162,15 +232,24 @@ func (n *node[V]) tidy() slot[V] {
 		return slot[V]{}
 	case len(n.slots) == 0:
 		return leaf([]byte(n.prefix), n.val)
-	case len(n.slots) > 1 || n.val != nil:
+	case len(n.slots) > 1:
 		return slot[V]{node: n}
 	}
-	lead := n.prefix + string(n.keys)
 	if p := n.slots[0].page; p != nil {
-		return slot[V]{page: newPage(p.items(lead))}
+		items := p.items(n.prefix)
+		if n.val != nil {
+			items = slices.Insert(items, 0, item[V]{n.prefix, n.val})
+		}
+		if len(items) > pageSize {
+			return slot[V]{node: n}
+		}
+		return slot[V]{page: newPage(items)}
+	}
+	if n.val != nil {
+		return slot[V]{node: n}
 	}
 	c := *n.slots[0].node
-	c.prefix = lead + c.prefix
+	c.prefix = n.prefix + string(n.keys) + c.prefix
 	// The copy shares keys and slots with a node that may still be reached: nobody may write to them.
 	c.gen = 0
 	return slot[V]{node: &c}

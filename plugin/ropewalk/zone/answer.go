@@ -5,7 +5,6 @@ import (
 	"math"
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // Types and codes of the DNS that answers are made of (RFC 1035, 2782, 3596).
@@ -111,7 +110,8 @@ const (
 
 // Answer appends the answer to msg, which must hold a header and one question of class IN whose name is not compressed,
 // and completes the header: QR, AA, TC, the code and the counts; it leaves ID, opcode and the other flags alone. It
-// does not allocate while msg has room for Limit octets, but for names of servers, environments and large reverse lists.
+// does not allocate while msg has room for Limit octets, but for names of servers, environments, and large answers that are
+// not ready-made.
 func (v *View) Answer(msg []byte, q Query) ([]byte, Result) {
 	a := answer{v: v, q: q, msg: msg, ownerAt: headerLen}
 	if len(msg) < headerLen+5 || !a.name.parse(msg[headerLen:]) {
@@ -189,7 +189,7 @@ func nameKey(dst []byte, d *name) []byte {
 
 // alias writes the CNAME record of the service found. It returns false if that was the last thing to do.
 func (a *answer) alias() bool {
-	target := a.found.e.alias
+	target := a.found.e.rrs
 	if !a.begin(sectionAnswer, a.ownerPtr(), typeCNAME, a.v.opts.TTL, len(target)) {
 		return false
 	}
@@ -199,7 +199,7 @@ func (a *answer) alias() bool {
 
 // follow makes the target of the CNAME record just written the name to find, and says whether that is in the zone.
 func (a *answer) follow() bool {
-	a.ownerAt = len(a.msg) - len(a.found.e.alias)
+	a.ownerAt = len(a.msg) - len(a.found.e.rrs)
 	a.name.parse(a.msg[a.ownerAt:])
 	a.rel = a.name.n - a.zoneLabels
 	o := a.q.Origins.match(&a.name) // rather than the suffix alone: there may be a zone within the zone
@@ -288,10 +288,16 @@ func (a *answer) addresses(fam int) {
 		a.packed(fam)
 		return
 	}
-	e.each(fam, f, int(a.q.Rotate), func(s *slice, i int) bool {
-		return a.address(sectionAnswer, a.ownerPtr(), s.fam[fam].addr(fam, i))
+	var few fewSeen
+	seen, rec := seen{slots: few[:]}, [rrMax]byte{}
+	e.each(fam, f, a.q.Rotate, func(s *slice, i int) bool {
+		return a.once(sectionAnswer, appendAddr(rec[:0], a.ownerPtr(), a.v.opts.TTL, s.fam[fam].addr(fam, i)), &seen)
 	})
 }
+
+// rrMax is how many octets a record has at most whose owner is a pointer and whose data is a name, with what an SRV
+// record has in front of it.
+const rrMax = 2 + 10 + 6 + maxName
 
 // rrLen is the length of an address record whose owner is a pointer.
 var rrLen = [2]int{v4: 2 + 10 + 4, v6: 2 + 10 + 16}
@@ -327,59 +333,30 @@ func (a *answer) packed(fam int) {
 	}
 }
 
-// each calls fn with the endpoints of family fam that f takes, each address once, until fn returns false. It starts with
-// the endpoint that from counts to and goes round.
-func (e *entry) each(fam int, f *filter, from int, fn func(s *slice, i int) bool) {
-	total := 0
-	for _, s := range e.slices {
-		total += s.fam[fam].len(fam)
-	}
+// each calls fn with the endpoints of family fam that f takes, until fn returns false. It starts with the endpoint that
+// from counts to and goes round. An address that several slices have comes as often.
+func (e *entry) each(fam int, f *filter, from uint32, fn func(s *slice, i int) bool) {
+	total := e.sum.ready[fam]
 	if total == 0 {
 		return
 	}
-	from %= total
-	for round := range 2 {
-		base := 0
-		for k, s := range e.slices {
-			at := base
-			base += s.fam[fam].len(fam)
-			if !f.slice(s) || f.matching(s.ports) == 0 {
-				continue
-			}
-			if !s.endpoints(fam, f, func(i int) bool {
-				if (at+i >= from) != (round == 0) || e.repeatsAddr(fam, f, k, i) {
-					return true
-				}
-				return fn(s, i)
-			}) {
-				return
-			}
+	first, at := 0, int(from%total)
+	for ; at >= e.slices[first].fam[fam].len(fam); first++ {
+		at -= e.slices[first].fam[fam].len(fam)
+	}
+	for k := range len(e.slices) + 1 {
+		s := e.slices[(first+k)%len(e.slices)]
+		lo, hi := 0, s.fam[fam].len(fam)
+		switch k {
+		case 0:
+			lo = at
+		case len(e.slices):
+			hi = at
+		}
+		if f.slice(s) && f.matching(s.ports) > 0 && !s.between(lo, hi, fam, f, func(i int) bool { return fn(s, i) }) {
+			return
 		}
 	}
-}
-
-// repeatsAddr says whether an endpoint of the k-th slice has an address that an earlier one has, too.
-func (e *entry) repeatsAddr(fam int, f *filter, k, i int) bool {
-	t := &e.slices[k].fam[fam]
-	if !t.isShared(i) {
-		return false
-	}
-	for _, s := range e.slices[:k] {
-		j, ok := s.fam[fam].find(fam, []byte(t.addr(fam, i)))
-		if ok && s.fam[fam].takes(fam, j, f) && f.slice(s) && f.matching(s.ports) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// takes says whether f takes an endpoint, going by what holds for it alone.
-func (t *table) takes(fam, i int, f *filter) bool {
-	if !f.hasEndpoint {
-		return t.inZone(i, f)
-	}
-	var label [64]byte
-	return string(t.appendLabel(label[:0], fam, i)) == string(f.endpoint[:1+int(f.endpoint[0])])
 }
 
 // serviceSRV writes the SRV records of a service with a ClusterIP: the target is the service itself.
@@ -390,14 +367,12 @@ func (a *answer) serviceSRV() {
 	if ips == 0 {
 		return
 	}
-	before, at := a.counts[sectionAnswer], len(a.msg)
+	var few fewSeen
+	before, seen := a.counts[sectionAnswer], seen{slots: few[:]}
 	for rest := e.ports.all(); rest != ""; {
 		var p port
 		p, rest = next(rest)
-		if !f.port(p) || p.number < 0 || a.hasSRV(at, p.number) {
-			continue
-		}
-		if !a.srv(weight, p.number, nil, "") {
+		if f.port(p) && p.number >= 0 && !a.srv(weight, p.number, nil, "", &seen) {
 			return
 		}
 	}
@@ -411,19 +386,6 @@ func (a *answer) serviceSRV() {
 	}
 }
 
-// hasSRV says whether one of the SRV records that start at at, all of one target, has that port: they differ by target
-// and port alone. A message holds few, whereas a service may have thousands of ports.
-func (a *answer) hasSRV(at int, number int32) bool {
-	const portAt = 2 + 10 + 4
-	size := portAt + 2 + len(a.name.from(a.found.svc))
-	for ; at < len(a.msg); at += size {
-		if binary.BigEndian.Uint16(a.msg[at+portAt:]) == uint16(number) {
-			return true
-		}
-	}
-	return false
-}
-
 // endpointSRV writes the SRV records of endpoints: the targets are the endpoints' own names.
 func (a *answer) endpointSRV() {
 	e, f := a.found.e, &a.found.f
@@ -434,27 +396,23 @@ func (a *answer) endpointSRV() {
 		}
 	}
 	weight := srvWeight(total)
-	before := a.counts[sectionAnswer]
+	var few fewSeen
+	before, seen := a.counts[sectionAnswer], seen{slots: few[:]}
 	var label [64]byte
-	for k, s := range e.slices {
-		if !f.slice(s) {
+	for _, s := range e.slices {
+		if !f.slice(s) || !f.numbered(s.ports) {
 			continue
 		}
 		for fam := range s.fam {
 			if !s.endpoints(fam, f, func(i int) bool {
-				if s.repeatsName(fam, i, f) {
-					return true
-				}
 				target := s.fam[fam].appendLabel(label[:0], fam, i)
 				last := int32(-1) // the ports are in the order of their numbers
 				for rest := s.ports.all(); rest != ""; {
 					var p port
-					p, rest = next(rest)
-					if p.number == last || p.number < 0 || !f.port(p) {
+					if p, rest = next(rest); p.number == last || p.number < 0 || !f.port(p) {
 						continue
 					}
-					last = p.number
-					if !e.repeatsTarget(k, fam, i, p.number, f) && !a.srv(weight, p.number, target, s.id.cluster) {
+					if last = p.number; !a.srv(weight, p.number, target, s.id.cluster.Value(), &seen) {
 						return false
 					}
 				}
@@ -471,7 +429,7 @@ func (a *answer) endpointSRV() {
 
 func (s *slice) countEndpoints(f *filter) (n int) {
 	if !f.hasEndpoint && !f.zonal {
-		return s.ready()
+		return s.fam[v4].len(v4) + s.fam[v6].len(v6)
 	}
 	for fam := range s.fam {
 		s.endpoints(fam, f, func(int) bool {
@@ -485,104 +443,22 @@ func (s *slice) countEndpoints(f *filter) (n int) {
 // endpointGlue writes the addresses of the targets of endpointSRV into the additional section.
 func (a *answer) endpointGlue() {
 	e, f := a.found.e, &a.found.f
+	var few fewSeen
+	seen := seen{slots: few[:]}
 	var label [64]byte
 	for fam := range 2 {
-		more := true
-		for k, s := range e.slices {
-			if !f.slice(s) || !s.ports.numbered(f) {
-				continue
-			}
-			s.endpoints(fam, f, func(i int) bool {
-				if !e.repeatsGlue(k, fam, i, f) {
-					target := s.fam[fam].appendLabel(label[:0], fam, i)
-					more = a.glue(target, s.id.cluster, s.fam[fam].addr(fam, i))
-				}
-				return more
-			})
-			if !more {
+		for _, s := range e.slices {
+			if f.slice(s) && f.numbered(s.ports) && !s.endpoints(fam, f, func(i int) bool {
+				return a.glue(s.fam[fam].appendLabel(label[:0], fam, i), s.id.cluster.Value(), s.fam[fam].addr(fam, i), &seen)
+			}) {
 				return
 			}
 		}
 	}
 }
 
-// repeatsGlue says whether an earlier slice than the k-th has an endpoint of the same name and address, and a port to
-// give it a place in the answer.
-func (e *entry) repeatsGlue(k, fam, i int, f *filter) bool {
-	s := e.slices[k]
-	t := &s.fam[fam]
-	if !t.isShared(i) {
-		return false
-	}
-	for _, o := range e.slices[:k] {
-		if !f.slice(o) || !o.ports.numbered(f) || o.id.cluster != s.id.cluster {
-			continue
-		}
-		ot := &o.fam[fam]
-		if j, ok := ot.find(fam, []byte(t.addr(fam, i))); ok && ot.label(j) == t.label(i) && ot.inZone(j, f) {
-			return true
-		}
-	}
-	return false
-}
-
-// numbered says whether a port that f takes has a number.
-func (l portList) numbered(f *filter) bool {
-	for rest := l.all(); rest != ""; {
-		var p port
-		if p, rest = next(rest); p.number >= 0 && f.port(p) {
-			return true
-		}
-	}
-	return false
-}
-
-// repeatsName says whether the slice has the name of one of its endpoints for an earlier one, too.
-func (s *slice) repeatsName(fam, i int, f *filter) bool {
-	t := &s.fam[fam]
-	l := t.label(i)
-	return l != "" && (t.names(l, f, i) || fam == v6 && s.fam[v4].names(l, f, math.MaxInt))
-}
-
-// repeatsTarget says whether an earlier slice than the k-th has the name of one of its endpoints, and the port.
-func (e *entry) repeatsTarget(k, fam, i int, number int32, f *filter) bool {
-	s := e.slices[k]
-	t := &s.fam[fam]
-	if !t.isShared(i) {
-		return false
-	}
-	l := t.label(i)
-	for _, o := range e.slices[:k] {
-		if !f.slice(o) || !o.ports.has(number, f) || o.id.cluster != s.id.cluster {
-			continue
-		}
-		if l != "" {
-			if o.fam[v4].names(l, f, math.MaxInt) || o.fam[v6].names(l, f, math.MaxInt) {
-				return true
-			}
-		} else if j, ok := o.fam[fam].find(fam, []byte(t.addr(fam, i))); ok && o.fam[fam].label(j) == "" && o.fam[fam].inZone(j, f) {
-			return true
-		}
-	}
-	return false
-}
-
-// names says whether an endpoint before the one with the index before is called label and is in the zone of f.
-func (t *table) names(label string, f *filter, before int) bool {
-	for at := t.firstNamed([]byte(label)); t.isNamed(at, []byte(label)); at++ {
-		i := int(t.byLabel[at]) // rises
-		if i >= before {
-			return false
-		}
-		if t.inZone(i, f) {
-			return true
-		}
-	}
-	return false
-}
-
 func (t *table) inZone(i int, f *filter) bool {
-	return !f.zonal || f.isZone(t.zones[i])
+	return !f.zonal || int(t.zones.of[i]) == f.zoneIn(t)
 }
 
 // srvWeight is CoreDNS's: a hundred shared among n, at least 1.
@@ -660,18 +536,13 @@ func (a *answer) address(section int, owner uint16, octets string) bool {
 
 // glue writes the address of an endpoint, whose label is in wire format. It leaves names out that are too long, as do
 // srv and ptrRecord, and returns true: nobody could ask for them, and one would spoil the message for all.
-func (a *answer) glue(label []byte, cluster, octets string) bool {
+func (a *answer) glue(label []byte, cluster, octets string, s *seen) bool {
 	if len(label)+labelLen(cluster)+len(a.name.from(a.found.svc)) > maxName {
 		return true
 	}
-	if !a.room(sectionAdditional, len(label)+labelLen(cluster)+12+len(octets)) {
-		return false
-	}
-	a.msg = append(a.msg, label...)
-	a.msg = appendString(a.msg, cluster)
-	a.msg = appendAddr(a.msg, a.servicePtr(), a.v.opts.TTL, octets)
-	a.counts[sectionAdditional]++
-	return true
+	var buf [rrMax]byte
+	rec := appendString(append(buf[:0], label...), cluster)
+	return a.once(sectionAdditional, appendAddr(rec, a.servicePtr(), a.v.opts.TTL, octets), s)
 }
 
 // labelLen is the length of a label in wire format, 0 if there is none.
@@ -692,83 +563,79 @@ func appendString(b []byte, label string) []byte {
 
 // srv writes an SRV record. The target is the service's name with label (in wire format) and the cluster in front of
 // it, each if it is not empty. It is not compressed (RFC 2782).
-func (a *answer) srv(weight uint16, number int32, label []byte, cluster string) bool {
+func (a *answer) srv(weight uint16, number int32, label []byte, cluster string, s *seen) bool {
 	service := a.name.from(a.found.svc)
 	n := len(label) + labelLen(cluster) + len(service)
 	if n > maxName {
 		return true
 	}
-	if !a.begin(sectionAnswer, a.ownerPtr(), typeSRV, a.v.opts.TTL, 6+n) {
-		return false
-	}
-	a.msg = append(a.msg, 0, 0, byte(weight>>8), byte(weight), byte(number>>8), byte(number))
-	a.msg = appendString(append(a.msg, label...), cluster)
-	a.msg = append(a.msg, service...)
-	return true
+	var buf [rrMax]byte
+	rec := binary.BigEndian.AppendUint16(buf[:0], a.ownerPtr())
+	rec = appendFixed(rec, typeSRV, a.v.opts.TTL, 6+n)
+	rec = append(rec, 0, 0, byte(weight>>8), byte(weight), byte(number>>8), byte(number))
+	rec = appendString(append(rec, label...), cluster)
+	return a.once(sectionAnswer, append(rec, service...), s)
 }
 
 // ptr writes the names behind an address. A service that has the address for its own comes before endpoints that have it.
 // Owners are served, or they would not be in the tree.
 func (a *answer) ptr() {
-	o := a.found.owners
-	if len(o.services) > 0 {
-		// There is one but for moments; of more, the same one whichever came first.
-		s := slices.MinFunc(o.services, func(x, y *service) int { return strings.Compare(x.key, y.key) })
-		a.ptrRecord(nil, s.wire)
+	var keyBuf [18]byte
+	key, _, _ := a.name.reverseAddr(keyBuf[:0])
+	var few fewSeen
+	seen := seen{slots: few[:]}
+	if o := a.found.owner; o != nil {
+		a.ownerPTR(o, key, o.slice, &seen)
 		return
 	}
-	for k, id := range o.slices {
-		// Those of a service stand together, and mostly there is one.
-		if k > 0 && o.slices[k-1].of == id.of {
-			continue
-		}
-		if k+1 < len(o.slices) && o.slices[k+1].of == id.of {
-			id = nil
-		}
-		if e := a.v.services.Get([]byte(o.slices[k].of.key)); e != nil {
-			a.endpointPTR(e, id)
-		}
-		if a.tc {
+	var last *service
+	for o := range a.v.addrs.Values(key) {
+		// The owners of a service stand together: all of its slices are looked at once.
+		if o.of != last && !a.ownerPTR(o, key, nil, &seen) || o.slice == nil {
 			return
 		}
+		last = o.of
 	}
 }
 
-// endpointPTR writes the names that the address asked for has in a service's slices, each once. If only is given, no
-// other slice has the address.
-func (a *answer) endpointPTR(e *entry, only *sliceID) {
-	var keyBuf [18]byte
-	key, _, _ := a.name.reverseAddr(keyBuf[:0])
+// ownerPTR writes the name of o, a service, or those that the address in key has in the slices of o's service. If only
+// is given, no other slice has the address.
+func (a *answer) ownerPTR(o *owner, key []byte, only *sliceID, seen *seen) bool {
+	if o.slice == nil {
+		return a.ptrRecord(nil, o.of, seen)
+	}
+	var buf [2 * 64]byte
+	e := a.v.services.Get(append(buf[:0], o.of.key...))
+	if e == nil {
+		return true
+	}
 	fam := v4
-	if key[0] == 6 {
+	if key[0] == familyOctet[v6] {
 		fam = v6
 	}
-	var seenBuf [4]string
-	seen := seenBuf[:0] // few: it ends with the room in the message
 	for _, s := range e.slices {
 		if only != nil && s.id != only {
 			continue
 		}
 		t := &s.fam[fam]
-		i, ok := t.find(fam, key[1:])
-		if !ok || slices.Contains(seen, t.label(i)) {
-			continue
-		}
-		seen = append(seen, t.label(i))
 		var label [64]byte
-		if a.ptrRecord(t.appendLabel(label[:0], fam, i), e.of.wire); a.tc {
-			return
+		if i, ok := t.find(fam, key[1:]); ok && !a.ptrRecord(t.appendLabel(label[:0], fam, i), o.of, seen) {
+			return false
 		}
 	}
+	return true
 }
 
-func (a *answer) ptrRecord(label []byte, service string) {
+func (a *answer) ptrRecord(label []byte, of *service, s *seen) bool {
 	primary := a.q.Origins.primary
-	n := len(label) + len(service) + len(primary)
-	if n > maxName || !a.begin(sectionAnswer, a.ownerPtr(), typePTR, a.v.opts.TTL, n) {
-		return
+	n := len(label) + of.nameLen() + len(primary)
+	if n > maxName {
+		return true
 	}
-	a.msg = append(append(append(a.msg, label...), service...), primary...)
+	var buf [rrMax]byte
+	rec := binary.BigEndian.AppendUint16(buf[:0], a.ownerPtr())
+	rec = append(appendFixed(rec, typePTR, a.v.opts.TTL, n), label...)
+	return a.once(sectionAnswer, append(of.appendName(rec), primary...), s)
 }
 
 // soa writes the zone's SOA record.

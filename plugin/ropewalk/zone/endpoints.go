@@ -29,36 +29,43 @@ var width = [2]int{v4: 4, v6: 16}
 
 // sliceID is what stays when a slice changes. Its pointer is its identity.
 type sliceID struct {
-	of *service
-	// cluster is the source cluster of an imported slice.
-	cluster string
+	owner
+	// cluster is the source cluster of an imported slice, else empty.
+	cluster unique.Handle[string]
 	// name is the object's name.
 	name string
-	// gen and truth belong to the writer: the listing the slice was last seen in, its newest state.
-	gen   uint32
-	truth *slice
-	// alone is what an address that only this slice has is owned by, so that most addresses share one value.
-	alone owners
+	// gen, truth and served belong to the writer: the listing the slice was last seen in, its newest state, and the one
+	// whose addresses are in the tree.
+	gen           uint32
+	truth, served *slice
 }
 
 // table holds endpoints of one family in the order of their addresses.
 type table struct {
 	// addrs holds the addresses' octets one after the other.
 	addrs string
-	// labels holds the names of endpoints that have one, each behind its length octet; labelAt says where each
-	// endpoint's starts, noLabel for those that are called by their address. Both are empty if none has a name.
-	labels  string
-	labelAt []uint32
-	// byLabel holds the indexes of endpoints with a name, in the order of their names.
-	byLabel []uint16
-	// zones holds each endpoint's topology zone in lower case; empty unless Options.Zonal.
-	zones []string
-	// shared marks endpoints whose address or name another slice of the service had, too, when this one was built. Only
-	// a marked endpoint can be a repetition of one in a slice that stands earlier in its service's list.
-	shared []bool
+	// names is nil if no endpoint has a name, zones unless Options.Zonal.
+	names *names
+	zones *zones
+}
+
+// names are those of a table's endpoints that are not called by their address.
+type names struct {
+	// labels holds them one after the other, each behind its length octet; at says where each endpoint's starts, noLabel
+	// if it has none.
+	labels string
+	at     []uint32
+	// by holds the indexes of endpoints with a name, in the order of their names.
+	by []uint16
 }
 
 const noLabel = ^uint32(0)
+
+// zones are where a table's endpoints are: names of topology zones in lower case, each once, and which is whose.
+type zones struct {
+	names []string
+	of    []uint16
+}
 
 func (t *table) len(f int) int { return len(t.addrs) / width[f] }
 
@@ -83,20 +90,36 @@ func (t *table) find(f int, a []byte) (int, bool) {
 
 // label returns the explicit name of an endpoint in wire format, length octet first; empty if it has none.
 func (t *table) label(i int) string {
-	if t.labelAt == nil || t.labelAt[i] == noLabel {
+	if t.names == nil {
 		return ""
 	}
-	at := t.labelAt[i]
-	return t.labels[at : at+1+uint32(t.labels[at])]
+	return t.names.label(i)
 }
 
-// firstNamed returns where in byLabel the endpoints that are called label stand, if there are any. It is in wire format
+func (n *names) label(i int) string {
+	at := n.at[i]
+	if at == noLabel {
+		return ""
+	}
+	return n.labels[at : at+1+uint32(n.labels[at])]
+}
+
+// byName returns the indexes of endpoints with a name, in the order of their names.
+func (t *table) byName() []uint16 {
+	if t.names == nil {
+		return nil
+	}
+	return t.names.by
+}
+
+// firstNamed returns where in byName the endpoints that are called label stand, if there are any. It is in wire format
 // and in lower case. They may be many, so nothing looks for the last one.
 func (t *table) firstNamed(label []byte) int {
-	lo, hi := 0, len(t.byLabel)
+	by := t.byName()
+	lo, hi := 0, len(by)
 	for lo < hi {
 		mid := (lo + hi) / 2
-		if t.label(int(t.byLabel[mid])) < string(label) {
+		if t.label(int(by[mid])) < string(label) {
 			lo = mid + 1
 		} else {
 			hi = mid
@@ -105,9 +128,10 @@ func (t *table) firstNamed(label []byte) int {
 	return lo
 }
 
-// isNamed says whether the endpoint at a place in byLabel is there and is called label.
+// isNamed says whether the endpoint at a place in byName is there and is called label.
 func (t *table) isNamed(at int, label []byte) bool {
-	return at < len(t.byLabel) && t.label(int(t.byLabel[at])) == string(label)
+	by := t.byName()
+	return at < len(by) && t.label(int(by[at])) == string(label)
 }
 
 // hasName says whether the slice has an endpoint called label.
@@ -276,11 +300,19 @@ func toAddr(octets string) netip.Addr {
 // endpoints calls fn with the index of each endpoint of family fam that f takes, until fn returns false. It says
 // whether fn went through all. It does not look at ports.
 func (s *slice) endpoints(fam int, f *filter, fn func(i int) bool) bool {
+	return s.between(0, s.fam[fam].len(fam), fam, f, fn)
+}
+
+// between is endpoints for those whose index is lo or more, but less than hi.
+func (s *slice) between(lo, hi, fam int, f *filter, fn func(i int) bool) bool {
 	t := &s.fam[fam]
-	if f.hasEndpoint {
-		return t.called(fam, f, fn)
+	switch {
+	case f.hasEndpoint:
+		return t.called(fam, f, func(i int) bool { return i < lo || i >= hi || fn(i) })
+	case f.zonal && f.zoneIn(t) < 0:
+		return true
 	}
-	for i := range t.len(fam) {
+	for i := lo; i < hi; i++ {
 		if t.inZone(i, f) && !fn(i) {
 			return false
 		}
@@ -292,7 +324,7 @@ func (s *slice) endpoints(fam int, f *filter, fn func(i int) bool) bool {
 func (t *table) called(fam int, f *filter, fn func(i int) bool) bool {
 	label := f.endpoint[:1+int(f.endpoint[0])]
 	for at := t.firstNamed(label); t.isNamed(at, label); at++ {
-		if !fn(int(t.byLabel[at])) {
+		if !fn(int(t.names.by[at])) {
 			return false
 		}
 	}
@@ -314,63 +346,87 @@ func appendOctets(dst []byte, a netip.Addr) []byte {
 	return append(dst, b[:]...)
 }
 
-// newSlice makes the compact form of o. others are the service's other slices.
-func newSlice(id *sliceID, o *cluster.Slice, opts *Options, others []*slice) *slice {
+// newSlice makes the compact form of o.
+func newSlice(id *sliceID, o *cluster.Slice, opts *Options) *slice {
 	s := &slice{id: id, ports: endpointPorts(o.Ports)}
-	var eps [2][]endpoint
+	var eps [2][]endpoint // of one family as a rule
 	for i := range o.Endpoints {
 		e := &o.Endpoints[i]
 		if !e.Ready || !e.Addr.IsValid() {
 			continue
 		}
-		a, f := e.Addr.Unmap(), v6
+		a, f := e.Addr.Unmap().WithZone(""), v6
 		if a.Is4() {
 			f = v4
 		}
-		eps[f] = append(eps[f], endpoint{string(a.AsSlice()), endpointLabel(e, opts.EndpointPodNames), e.Zone})
+		eps[f] = append(eps[f], endpoint{a, endpointLabel(e, opts.EndpointPodNames), e.Zone})
 	}
 	for f := range eps {
 		s.fam[f] = newTable(f, eps[f], opts.Zonal)
-		s.fam[f].markShared(f, others)
 	}
 	return s
 }
 
 // endpoint is an endpoint on its way into a table.
-type endpoint struct{ addr, label, zone string }
+type endpoint struct {
+	addr        netip.Addr
+	label, zone string
+}
 
 // newTable sorts eps and drops repetitions.
 func newTable(f int, eps []endpoint, zonal bool) (t table) {
 	slices.SortStableFunc(eps, func(a, b endpoint) int {
-		return cmp.Or(strings.Compare(a.addr, b.addr), strings.Compare(a.label, b.label))
+		return cmp.Or(a.addr.Compare(b.addr), strings.Compare(a.label, b.label))
 	})
 	// The API forbids two endpoints of a slice with one address, so that an address leads to one endpoint.
 	eps = slices.CompactFunc(eps, func(a, b endpoint) bool { return a.addr == b.addr })
 	if len(eps) > 1<<16-1 {
 		eps = eps[:1<<16-1] // the API allows 1,000
 	}
-	var addrs, labels strings.Builder
-	addrs.Grow(len(eps) * width[f])
+	addrs := make([]byte, 0, len(eps)*width[f])
 	for i, e := range eps {
-		addrs.WriteString(e.addr)
-		if zonal {
-			t.zones = append(t.zones, unique.Make(lowerName(e.zone)).Value())
+		addrs = appendOctets(addrs, e.addr)
+		if e.label != "" && t.names == nil {
+			t.names = newNames(eps[i:], i)
 		}
-		if e.label == "" {
-			continue
-		}
-		if t.labelAt == nil {
-			t.labelAt = slices.Repeat([]uint32{noLabel}, len(eps))
-		}
-		t.labelAt[i] = uint32(labels.Len())
-		labels.WriteByte(byte(len(e.label)))
-		labels.WriteString(e.label)
-		t.byLabel = append(t.byLabel, uint16(i))
 	}
-	t.addrs, t.labels = addrs.String(), labels.String()
-	slices.SortStableFunc(t.byLabel, func(a, b uint16) int { return strings.Compare(t.label(int(a)), t.label(int(b))) })
-	t.byLabel = slices.Clip(t.byLabel)
+	t.addrs = string(addrs)
+	if zonal && len(eps) > 0 {
+		t.zones = newZones(eps)
+	}
 	return t
+}
+
+// newNames makes the names of eps, in front of which there are before endpoints without.
+func newNames(eps []endpoint, before int) *names {
+	n := &names{at: slices.Repeat([]uint32{noLabel}, before+len(eps))}
+	var labels []byte
+	for i, e := range eps {
+		if e.label != "" {
+			n.at[before+i] = uint32(len(labels))
+			labels = append(append(labels, byte(len(e.label))), e.label...)
+			n.by = append(n.by, uint16(before+i))
+		}
+	}
+	n.labels = string(labels)
+	slices.SortStableFunc(n.by, func(a, b uint16) int { return strings.Compare(n.label(int(a)), n.label(int(b))) })
+	n.by = slices.Clip(n.by)
+	return n
+}
+
+func newZones(eps []endpoint) *zones {
+	z, at := &zones{of: make([]uint16, len(eps))}, map[string]uint16{}
+	for i, e := range eps {
+		name := lowerName(e.zone)
+		k, known := at[name]
+		if !known {
+			k = uint16(len(z.names))
+			at[name] = k
+			z.names = append(z.names, unique.Make(name).Value())
+		}
+		z.of[i] = k
+	}
+	return z
 }
 
 // endpointLabel returns the name that sets an endpoint apart from its address, empty if there is none that can be
@@ -399,29 +455,30 @@ func isObjectName(s string) bool { return isLabel(s) && s == strings.ToLower(s) 
 
 func isLabel(s string) bool { return s != "" && len(s) <= 63 && !strings.Contains(s, ".") }
 
-// markShared fills shared.
-func (t *table) markShared(f int, others []*slice) {
-	for i := range t.len(f) {
-		for _, o := range others {
-			_, dup := o.fam[f].find(f, []byte(t.addr(f, i)))
-			if l := t.label(i); !dup && l != "" {
-				dup = o.hasName([]byte(l))
-			}
-			if dup {
-				if t.shared == nil {
-					t.shared = make([]bool, t.len(f))
-				}
-				t.shared[i] = true
-				break
-			}
-		}
-	}
+// totals is what slices come to, repetitions included, as in the weight of SRV records in CoreDNS.
+type totals struct {
+	// ready counts the endpoints of either family, srv the named ports of each.
+	ready [2]uint32
+	srv   uint32
 }
 
-func (t *table) isShared(i int) bool { return t.shared != nil && t.shared[i] }
+func (s *slice) totals() (t totals) {
+	for f := range t.ready {
+		t.ready[f] = uint32(s.fam[f].len(f))
+	}
+	t.srv = (t.ready[v4] + t.ready[v6]) * uint32(namedPorts(s.ports))
+	return t
+}
 
-// ready returns how many endpoints the slice has.
-func (s *slice) ready() int { return s.fam[v4].len(v4) + s.fam[v6].len(v6) }
+func (t *totals) add(o totals) {
+	t.ready[v4], t.ready[v6], t.srv = t.ready[v4]+o.ready[v4], t.ready[v6]+o.ready[v6], t.srv+o.srv
+}
+
+func (t *totals) sub(o totals) {
+	t.ready[v4], t.ready[v6], t.srv = t.ready[v4]-o.ready[v4], t.ready[v6]-o.ready[v6], t.srv-o.srv
+}
+
+func (t totals) endpoints() int { return int(t.ready[v4] + t.ready[v6]) }
 
 // same says whether two states of a slice answer alike.
 func (s *slice) same(o *slice) bool {
@@ -429,7 +486,15 @@ func (s *slice) same(o *slice) bool {
 }
 
 func (t *table) same(o *table) bool {
-	return t.addrs == o.addrs && t.labels == o.labels && slices.Equal(t.labelAt, o.labelAt) && slices.Equal(t.zones, o.zones)
+	return t.addrs == o.addrs && t.names.same(o.names) && t.zones.same(o.zones)
+}
+
+func (n *names) same(o *names) bool {
+	return n == o || n != nil && o != nil && n.labels == o.labels && slices.Equal(n.at, o.at)
+}
+
+func (z *zones) same(o *zones) bool {
+	return z == o || z != nil && o != nil && slices.Equal(z.names, o.names) && slices.Equal(z.of, o.of)
 }
 
 // portList is a list of ports, packed into one string so that equal lists are one: for each, the number in four octets
@@ -491,21 +556,13 @@ func next(packed string) (p port, rest string) {
 	return p, packed[n+1+int(packed[n]):]
 }
 
-// has says whether f takes a port with that number.
-func (l portList) has(number int32, f *filter) bool {
-	for rest := l.all(); rest != ""; {
-		var p port
-		if p, rest = next(rest); p.number == number && f.port(p) {
-			return true
-		}
-	}
-	return false
-}
-
 // equalFold compares ASCII letters without regard to case (RFC 4343).
 func equalFold[A, B []byte | string](a A, b B) bool {
 	if len(a) != len(b) {
 		return false
+	}
+	if string(a) == string(b) { // as a rule
+		return true
 	}
 	for i := range len(a) {
 		if lower(a[i]) != lower(b[i]) {

@@ -1,6 +1,9 @@
 package zone
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // found is what a name turned out to be.
 type found struct {
@@ -9,10 +12,10 @@ type found struct {
 	e   *entry
 	svc int
 	f   filter
-	// addr holds the octets of a foundAddr, owners that of a foundReverse.
-	addr   [16]byte
-	fam    int
-	owners *owners
+	// addr holds the octets of a foundAddr. owner is that of a foundReverse, nil if there are several.
+	addr  [16]byte
+	fam   int
+	owner *owner
 	// ns is the label of the namespace of a foundEnv without a service.
 	ns []byte
 }
@@ -46,9 +49,12 @@ type filter struct {
 	// endpoints if it has none.
 	zone          []byte
 	zonal, prefer bool
-	// counted is the list that matching was asked about last, count what it returned.
-	counted portList
-	count   int
+	// counted is the list that was looked at last: how many of its ports match, and of those how many have a number.
+	counted             portList
+	count, countNumbers int
+	// zoned is the table that was looked at last, zoneAt its index of the topology zone.
+	zoned  *table
+	zoneAt int
 }
 
 func (f *filter) port(p port) bool {
@@ -60,15 +66,32 @@ func (f *filter) port(p port) bool {
 // gone through once.
 func (f *filter) matching(l portList) int {
 	if f.counted != l {
-		f.counted, f.count = l, 0
+		f.counted, f.count, f.countNumbers = l, 0, 0
 		for rest := l.all(); rest != ""; {
 			var p port
 			if p, rest = next(rest); f.port(p) {
 				f.count++
+				if p.number >= 0 {
+					f.countNumbers++
+				}
 			}
 		}
 	}
 	return f.count
+}
+
+// numbered says whether a port that f takes has a number.
+func (f *filter) numbered(l portList) bool { return f.matching(l) > 0 && f.countNumbers > 0 }
+
+// zoneIn returns the index in t.zones.names of the topology zone that f gives, -1 if t has no endpoint there.
+func (f *filter) zoneIn(t *table) int {
+	if f.zoned != t {
+		f.zoned, f.zoneAt = t, -1
+		if t.zones != nil {
+			f.zoneAt = slices.IndexFunc(t.zones.names, f.isZone)
+		}
+	}
+	return f.zoneAt
 }
 
 // isZone says whether name, in lower case, is the topology zone that f gives.
@@ -105,7 +128,7 @@ func (f *filter) plain() bool {
 
 // slice says whether f takes endpoints of s, going by what holds for the slice as a whole.
 func (f *filter) slice(s *slice) bool {
-	return !f.hasCluster || equalFold(f.cluster, s.id.cluster)
+	return !f.hasCluster || equalFold(f.cluster, s.id.cluster.Value())
 }
 
 func stripUnderscore(l []byte) []byte {
@@ -196,7 +219,7 @@ func (v *View) pick(d *name, more int, multi bool, r *found) {
 	}
 	switch {
 	case more == 0: // without a look at the ports, which would cost more than all the rest
-		if e.kind == kindClusterIP || e.ready > 0 {
+		if e.kind == kindClusterIP || e.ready() > 0 {
 			r.kind = foundService
 		}
 		return
@@ -270,13 +293,13 @@ func (v *View) isInner(d *name, more int, multi bool, e *entry) bool {
 	if e.kind == kindHeadless && v.opts.Zonal && !multi && equalFold(d.label(more-1), "_zone") {
 		return more == 1 || equalFold(d.label(0), "pin") || equalFold(d.label(0), "prefer")
 	}
-	if more != 1 || e.kind == kindHeadless && e.ready == 0 {
+	if more != 1 || e.kind == kindHeadless && e.ready() == 0 {
 		return false
 	}
 	l := d.label(0)
 	if multi {
 		for _, s := range e.slices {
-			if equalFold(l, s.id.cluster) {
+			if equalFold(l, s.id.cluster.Value()) {
 				return true
 			}
 		}
@@ -359,8 +382,8 @@ func (v *View) findReverse(d *name, r *found) {
 	full := len(key) == 5 && key[0] == 4 || len(key) == 17
 	switch {
 	case full:
-		if o := v.addrs.Get(key); o != nil {
-			r.kind, r.owners = foundReverse, o
+		if r.owner = v.addrs.Get(key); r.owner != nil || v.addrs.Walk(key).Below {
+			r.kind = foundReverse
 		}
 	case odd < 0:
 		if v.addrs.Walk(key).Below {

@@ -84,7 +84,7 @@ func (v *View) serviceNames(y *yielder, multi bool) {
 		if y.done {
 			return
 		}
-		if e.kind == kindHeadless && e.ready == 0 {
+		if e.kind == kindHeadless && e.ready() == 0 {
 			continue
 		}
 		switch e.kind {
@@ -94,14 +94,14 @@ func (v *View) serviceNames(y *yielder, multi bool) {
 			}
 			continue
 		case kindAlias:
-			y.name(e.of.wire, typeCNAME)
+			y.name(e.of.wire(), typeCNAME)
 			continue
 		case kindClusterIP:
 			if v.opts.Env && !multi && len(e.rrs) > 0 {
-				y.name("\x04_env"+e.of.wire, typeTXT)
+				y.name("\x04_env"+e.of.wire(), typeTXT)
 			}
 		}
-		y.name(e.of.wire, typeA, typeAAAA, typeSRV)
+		y.name(e.of.wire(), typeA, typeAAAA, typeSRV)
 		e.portNames(y)
 		e.endpointNames(y)
 	}
@@ -127,7 +127,7 @@ func (e *entry) portNames(y *yielder) {
 			owner := string(appendLower(appendLower(nil, []byte("_"+p.name)), []byte("_"+p.protocol)))
 			if !seen[owner] {
 				seen[owner] = true
-				y.name(owner+e.of.wire, typeSRV)
+				y.name(owner+e.of.wire(), typeSRV)
 			}
 		}
 	}
@@ -139,10 +139,10 @@ func (e *entry) endpointNames(y *yielder) {
 	for _, s := range e.slices {
 		for fam := range s.fam {
 			for i := range s.fam[fam].len(fam) {
-				l := string(appendString(s.fam[fam].appendLabel(nil, fam, i), s.id.cluster))
+				l := string(appendString(s.fam[fam].appendLabel(nil, fam, i), s.id.cluster.Value()))
 				if !seen[l] {
 					seen[l] = true
-					y.name(l+e.of.wire, typeA, typeAAAA, typeSRV)
+					y.name(l+e.of.wire(), typeA, typeAAAA, typeSRV)
 				}
 			}
 		}
@@ -177,11 +177,16 @@ func (v *View) reverseNames(y *yielder) {
 	if !ok {
 		return
 	}
+	var last netip.Addr
 	for key := range v.addrs.Prefixed(prefix) {
 		if odd >= 0 && int(key[len(prefix)]>>4) != odd {
 			continue
 		}
-		a, _ := netip.AddrFromSlice(key[1:])
+		a := keyAddr(key)
+		if a == last {
+			continue // another of its owners
+		}
+		last = a
 		full := reverseName(a, a.BitLen())
 		y.name(strings.TrimSuffix(full, y.zone), typePTR)
 		if y.done {

@@ -57,9 +57,6 @@ func (s *slice) key() cluster.Key {
 	return cluster.Key{Namespace: s.id.of.namespace(), Name: s.id.name}
 }
 
-// namespace returns the name of the service's namespace.
-func (s *service) namespace() string { return s.key[1 : 1+s.key[0]] }
-
 // serviceObjects yields namespaces, and services with their slices, which it takes out of imports. As with the functions
 // below, false says that the consumer has had enough.
 func (v *View) serviceObjects(imports map[cluster.Key]*slice, yield func(cluster.Object) bool) bool {
@@ -74,7 +71,7 @@ func (v *View) serviceObjects(imports map[cluster.Key]*slice, yield func(cluster
 			o := s.object()
 			o.Service = e.of.name()
 			if i := imports[s.key()]; i != nil {
-				o.Import, o.Cluster = i.id.of.name(), i.id.cluster
+				o.Import, o.Cluster = i.id.of.name(), i.id.cluster.Value()
 				delete(imports, s.key())
 			}
 			if !yield(o) {
@@ -83,7 +80,7 @@ func (v *View) serviceObjects(imports map[cluster.Key]*slice, yield func(cluster
 		}
 		o := &cluster.Service{Namespace: e.of.namespace(), Name: e.of.name()}
 		if e.kind == kindAlias {
-			o.Type, o.ExternalName = cluster.ExternalName, textName(e.alias)
+			o.Type, o.ExternalName = cluster.ExternalName, textName(e.rrs)
 		} else {
 			o.Headless, o.ClusterIPs, o.Ports = e.kind == kindHeadless, e.ips(), e.ports.service()
 		}
@@ -105,7 +102,7 @@ func (v *View) importObjects(slices map[cluster.Key]*slice, yield func(cluster.O
 				continue
 			}
 			o := s.object()
-			o.Import, o.Cluster = e.of.name(), s.id.cluster
+			o.Import, o.Cluster = e.of.name(), s.id.cluster.Value()
 			if !yield(o) {
 				return false
 			}
@@ -189,7 +186,7 @@ func (e *entry) ips() (ips []netip.Addr) {
 // object returns the slice as an EndpointSlice that belongs to nobody.
 func (s *slice) object() *cluster.Slice {
 	o := &cluster.Slice{Namespace: s.id.of.namespace(), Name: s.id.name, Ports: s.ports.endpoint()}
-	o.Endpoints = make([]cluster.Endpoint, 0, s.ready())
+	o.Endpoints = make([]cluster.Endpoint, 0, s.fam[v4].len(v4)+s.fam[v6].len(v6))
 	for f := range s.fam {
 		t := &s.fam[f]
 		for i := range t.len(f) {
@@ -198,7 +195,7 @@ func (s *slice) object() *cluster.Slice {
 				e.Hostname = l[1:]
 			}
 			if t.zones != nil {
-				e.Zone = t.zones[i]
+				e.Zone = t.zones.names[t.zones.of[i]]
 			}
 			o.Endpoints = append(o.Endpoints, e)
 		}

@@ -23,12 +23,11 @@ const maxServers = 100
 func (v *View) servers(local []netip.Addr) (found []server) {
 	var buf [17]byte
 	for _, ip := range local {
-		o := v.addrs.Get(addrKey(buf[:0], ip.Unmap()))
-		if o == nil {
-			continue
-		}
-		for _, id := range o.slices {
-			if found = append(found, v.serversOf(id)...); len(found) > maxServers {
+		for o := range v.addrs.Values(addrKey(buf[:0], ip.Unmap())) {
+			if o.slice == nil {
+				continue
+			}
+			if found = append(found, v.serversOf(o.slice)...); len(found) > maxServers {
 				return found[:maxServers]
 			}
 		}
@@ -50,7 +49,7 @@ func (v *View) serversOf(id *sliceID) (found []server) {
 	}
 	if e.kind == kindClusterIP {
 		for _, octets := range packedAddrs(e.rrs) {
-			found = append(found, server{e.of.wire, octets})
+			found = append(found, server{e.of.wire(), octets})
 		}
 		return found
 	}
@@ -61,7 +60,7 @@ func (v *View) serversOf(id *sliceID) (found []server) {
 		for fam := range s.fam {
 			t := &s.fam[fam]
 			for i := range t.len(fam) {
-				found = append(found, server{string(t.appendLabel(nil, fam, i)) + e.of.wire, t.addr(fam, i)})
+				found = append(found, server{string(t.appendLabel(nil, fam, i)) + e.of.wire(), t.addr(fam, i)})
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
 	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/radix"
@@ -16,7 +17,7 @@ type writer struct {
 	opts *Options
 
 	services, imports *radix.Txn[entry]
-	addrs             *radix.Txn[owners]
+	addrs             *radix.Txn[owner]
 	pods              *radix.Txn[podList]
 	reverse           *radix.Txn[apex]
 	serial            [2]uint32
@@ -30,7 +31,7 @@ type writer struct {
 	gens   [cluster.NumKinds]uint32
 	synced cluster.Kinds
 
-	held []*service
+	held []heldUntil
 	// batch is what was taken since the last publish; dirty says that a View would differ, moved which serials go up.
 	batch []cluster.Change
 	dirty bool
@@ -47,6 +48,12 @@ type space struct {
 	importSlices      map[string]*sliceID
 }
 
+// heldUntil is when a service is due. It is void if the service is not held any more, or is held anew.
+type heldUntil struct {
+	s    *service
+	hold *hold
+}
+
 type podState struct {
 	gen uint32
 	pod *Pod
@@ -57,10 +64,11 @@ type rangeState struct {
 	cidrs []netip.Prefix
 }
 
-// owners are the services that have an address for a ClusterIP, and the slices that have it for an endpoint's.
-type owners struct {
-	services []*service
-	slices   []*sliceID
+// owner is what an address may belong to: a service whose ClusterIP it is (slice is nil), or a slice that has it for an
+// endpoint's. It is part of either, so that it costs a tree nothing.
+type owner struct {
+	of    *service
+	slice *sliceID
 }
 
 // apex is the apex of a reverse zone that follows the cluster.
@@ -72,7 +80,7 @@ func newWriter(z *Zone) *writer {
 		opts:     &z.opts,
 		services: radix.Tree[entry]{}.Txn(),
 		imports:  radix.Tree[entry]{}.Txn(),
-		addrs:    radix.Tree[owners]{}.Txn(),
+		addrs:    radix.Tree[owner]{}.Txn(),
 		pods:     radix.Tree[podList]{}.Txn(),
 		reverse:  radix.Tree[apex]{}.Txn(),
 		serial:   z.View().serial,
@@ -117,7 +125,7 @@ func (w *writer) take(c cluster.Change) {
 	if c.Op == cluster.Upsert && c.Object == nil {
 		return
 	}
-	if s := w.change(c); s != nil && !s.hold.until.IsZero() {
+	if s := w.change(c); s != nil && s.hold != nil {
 		s.hold.changes = append(s.hold.changes, c)
 		return
 	}
@@ -131,14 +139,14 @@ func (w *writer) change(c cluster.Change) *service {
 		w.namespace(c.Key.Name, c.Object != nil)
 	case cluster.KindService:
 		o, _ := c.Object.(*cluster.Service)
-		var sp *spec
+		var sp spec
 		if o != nil {
 			sp = newSpec(o)
 		}
 		w.service(c.Key, false, o != nil, sp)
 	case cluster.KindServiceImport:
 		o, _ := c.Object.(*cluster.ServiceImport)
-		var sp *spec
+		var sp spec
 		if o != nil {
 			sp = newImportSpec(o)
 		}
@@ -239,22 +247,16 @@ func (sp *space) serviceNamed(name string, imported bool) *service {
 	}
 	s := in[name]
 	if s == nil && isObjectName(name) {
-		ns, svc := labelKey(sp.name), labelKey(name)
-		s = &service{
-			ns:       sp,
-			key:      string(ns) + string(svc),
-			wire:     string(svc) + string(ns) + "\x03svc",
-			imported: imported,
-		}
-		s.alone.services = []*service{s}
-		in[strings.Clone(name)] = s
+		s = &service{key: string(append(labelKey(sp.name), labelKey(name)...)), ns: sp, imported: imported}
+		s.of = s
+		in[s.name()] = s
 	}
 	return s
 }
 
 // forget drops a service that nothing is known of any more. As with tidy, it may have a successor of the same name.
 func (sp *space) forget(s *service) {
-	if s.spec != nil || s.ids > 0 || s.served != nil {
+	if s.spec.exists() || s.ids > 0 || s.served != nil {
 		return
 	}
 	in := sp.services
@@ -266,10 +268,7 @@ func (sp *space) forget(s *service) {
 	}
 }
 
-// name returns the service's name without its namespace.
-func (s *service) name() string { return s.wire[1 : 1+s.wire[0]] }
-
-func (w *writer) service(key cluster.Key, imported, exists bool, sp *spec) {
+func (w *writer) service(key cluster.Key, imported, exists bool, sp spec) {
 	ns := w.space(key.Namespace)
 	if ns == nil {
 		return
@@ -286,9 +285,9 @@ func (w *writer) service(key cluster.Key, imported, exists bool, sp *spec) {
 	if exists {
 		s.gen = w.gens[kind]
 	}
-	if !s.spec.same(sp) {
+	if s.spec != sp {
 		s.spec = sp
-		s.hold = hold{changes: s.hold.changes}
+		w.letGo(s)
 		w.reconcile(s)
 	}
 	ns.forget(s)
@@ -302,49 +301,51 @@ func (w *writer) slice(key cluster.Key, imported bool, o *cluster.Slice, mayHold
 		return nil
 	}
 	defer w.tidy(ns)
-	in, owner, from := ns.slices, "", ""
+	in, of, from := ns.slices, "", ""
 	if imported {
 		in = ns.importSlices
 	}
 	switch {
 	case o == nil:
 	case imported:
-		owner, from = o.Import, o.Cluster
+		of, from = o.Import, o.Cluster
 	default:
-		owner = o.Service // which may stand for the import here: its endpoints' names have no cluster in them
+		of = o.Service // which may stand for the import here: its endpoints' names have no cluster in them
 	}
 	id := in[key.Name]
-	if id != nil && (o == nil || id.of.name() != owner || id.cluster != from) {
+	if id != nil && (o == nil || id.of.name() != of || id.cluster.Value() != from) {
 		delete(in, key.Name)
 		id.of.ids--
 		s := w.replaceSlice(id, nil, o, mayHold)
-		if o == nil || owner == "" {
+		if o == nil || of == "" {
 			return s
 		}
 		id = nil
 	}
-	if o == nil || owner == "" {
+	if o == nil || of == "" {
 		return nil
 	}
 	if id == nil {
-		s := ns.serviceNamed(owner, imported)
+		if len(key.Name) > maxName {
+			return nil // longer than the API allows, and than a key may be
+		}
+		s := ns.serviceNamed(of, imported)
 		if s == nil {
 			return nil
 		}
-		id = &sliceID{of: s, cluster: strings.Clone(from), name: strings.Clone(key.Name)}
-		id.alone.slices = []*sliceID{id}
+		id = &sliceID{cluster: unique.Make(from), name: strings.Clone(key.Name)}
+		id.owner = owner{s, id}
 		in[id.name] = id
 		s.ids++
 	}
 	id.gen = w.gens[cluster.KindSlice]
-	others := slices.DeleteFunc(slices.Clone(id.of.slices), func(s *slice) bool { return s.id == id })
-	return w.replaceSlice(id, newSlice(id, o, w.opts, others), o, mayHold)
+	return w.replaceSlice(id, newSlice(id, o, w.opts), o, mayHold)
 }
 
 // replaceSlice puts next in the place of id's present state. o is the object behind next, nil if it is gone.
 func (w *writer) replaceSlice(id *sliceID, next *slice, o *cluster.Slice, mayHold bool) *service {
 	s, prev := id.of, id.truth
-	if next != nil && next.ready() == 0 {
+	if next != nil && next.totals().endpoints() == 0 {
 		next = nil
 	}
 	if prev == nil && next == nil || prev != nil && next != nil && next.same(prev) {
@@ -352,78 +353,120 @@ func (w *writer) replaceSlice(id *sliceID, next *slice, o *cluster.Slice, mayHol
 		return s
 	}
 	id.truth = next
+	size := len(s.slices)
 	if prev != nil {
-		s.slices = slices.DeleteFunc(s.slices, func(x *slice) bool { return x == prev })
+		size--
+		s.sum.sub(prev.totals())
 	}
 	if next != nil {
-		s.slices = append(s.slices, next)
+		size++
+		s.sum.add(next.totals())
 	}
-	if mayHold && w.opts.Settle > 0 && s.hold.until.IsZero() && s.served != nil && prev != nil {
+	list := make([]*slice, 0, size) // a View may have the old one
+	for _, x := range s.slices {
+		if x != prev {
+			list = append(list, x)
+		}
+	}
+	if next != nil {
+		list = append(list, next)
+	}
+	s.slices = list
+	if prev != nil && s.served != nil && w.opts.Settle > 0 && (mayHold || s.hold != nil) {
 		w.startHold(s, prev, next, o)
 	}
-	if s.held() {
+	if s.held(next) {
 		return s
 	}
-	s.hold.until = time.Time{}
+	w.letGo(s)
 	w.reconcile(s)
 	s.ns.forget(s)
 	return s
 }
 
-// startHold holds s if the endpoints that o lacks, compared to prev, take a name with them. next is what o has ready.
+// startHold holds s, for no longer than it is held already, if the endpoints that o lacks, compared to prev, take a name
+// with them. next is what o has ready.
 func (w *writer) startHold(s *service, prev, next *slice, o *cluster.Slice) {
 	labels, vanished := vanished(prev, next, o)
-	emptied := vanished && s.served.ready > 0 && s.ready() == 0 &&
+	labels = s.missing(labels)
+	emptied := vanished && s.served.ready() > 0 && s.sum.endpoints() == 0 &&
 		(s.served.kind == kindHeadless || w.opts.IgnoreEmpty)
 	if !emptied && len(labels) == 0 {
 		return
 	}
-	s.hold.until = time.Now().Add(w.opts.Settle)
-	s.hold.labels = labels
-	if s.held() {
-		w.held = append(w.held, s)
-	} else {
-		s.hold.until = time.Time{}
+	if s.hold == nil {
+		s.hold = &hold{until: time.Now().Add(w.opts.Settle)}
+		w.held = append(w.held, heldUntil{s, s.hold})
+	}
+	for _, l := range labels {
+		if s.hold.missing == nil {
+			s.hold.missing = map[string]struct{}{}
+		}
+		s.hold.missing[l] = struct{}{}
 	}
 }
 
-// held says whether s is still to be held: none of the names that went has come back.
-func (s *service) held() bool {
-	if s.hold.until.IsZero() {
+// maxLooks bounds how many slices are looked into for names that vanished from another. What is not found by then is
+// taken for missing: it is held for a moment though it need not be.
+const maxLooks = 1 << 10
+
+// missing returns those of labels that no endpoint is called by.
+func (s *service) missing(labels []string) []string {
+	looks := 0
+	return slices.DeleteFunc(labels, func(l string) bool {
+		for _, sl := range slices.Backward(s.slices) { // a move mostly goes to the one that changed last
+			if looks++; looks > maxLooks {
+				return false
+			}
+			if sl.hasName([]byte(l)) {
+				return true
+			}
+		}
 		return false
-	}
-	if len(s.hold.labels) == 0 {
-		return s.ready() == 0
-	}
-	return slices.ContainsFunc(s.hold.labels, func(l string) bool {
-		return !slices.ContainsFunc(s.slices, func(sl *slice) bool {
-			return sl.hasName([]byte(l))
-		})
 	})
 }
 
-func (s *service) ready() (n int) {
-	for _, sl := range s.slices {
-		n += sl.ready()
+// held says whether s is still to be held, next being what has just come: not all of the names that went have come back.
+func (s *service) held(next *slice) bool {
+	switch {
+	case s.hold == nil:
+		return false
+	case s.hold.missing == nil:
+		return s.sum.endpoints() == 0
+	case next != nil:
+		for f := range next.fam {
+			for _, i := range next.fam[f].byName() {
+				delete(s.hold.missing, next.fam[f].label(int(i)))
+			}
+		}
 	}
-	return n
+	return len(s.hold.missing) > 0
+}
+
+// letGo ends the hold of s, if there is one.
+func (w *writer) letGo(s *service) {
+	if s.hold != nil {
+		w.batch = append(w.batch, s.hold.changes...)
+		s.hold = nil
+	}
 }
 
 // vanished returns the names of endpoints that prev has and o does not even mention, and whether there is such an
-// endpoint at all, with a name or not. An endpoint that is still there, but not ready, has not vanished.
+// endpoint at all, with a name or not. An endpoint that is still there, but not ready, has not vanished. next is what o
+// has ready.
 func vanished(prev, next *slice, o *cluster.Slice) (labels []string, any bool) {
+	if next == nil {
+		next = &slice{}
+	}
 	for f := range prev.fam {
 		t := &prev.fam[f]
+		addrs, names := t.unready(f, o)
 		for i := range t.len(f) {
-			if next != nil {
-				if _, ok := next.fam[f].find(f, []byte(t.addr(f, i))); ok {
-					continue // as most are: o is not sorted
-				}
+			if _, ok := next.fam[f].find(f, []byte(t.addr(f, i))); ok || addrs[i] {
+				continue
 			}
-			a, l := toAddr(t.addr(f, i)), t.label(i)
-			if o != nil && slices.ContainsFunc(o.Endpoints, func(e cluster.Endpoint) bool {
-				return e.Addr.Unmap() == a || l != "" && equalFold(e.Hostname, l[1:])
-			}) {
+			l := t.label(i)
+			if l != "" && names[t.firstNamed([]byte(l))] {
 				continue
 			}
 			any = true
@@ -435,29 +478,54 @@ func vanished(prev, next *slice, o *cluster.Slice) (labels []string, any bool) {
 	return labels, any
 }
 
-// nextRelease returns when the next held service is due.
-func (w *writer) nextRelease() (at time.Time, ok bool) {
-	for _, s := range w.held {
-		if !ok || s.hold.until.Before(at) {
-			at, ok = s.hold.until, true
+// unready finds those of o's endpoints that are not ready in t: by the indexes of their addresses, and by where in byName
+// their hostnames stand first.
+func (t *table) unready(f int, o *cluster.Slice) (addrs, names []bool) {
+	addrs, names = make([]bool, t.len(f)), make([]bool, len(t.byName()))
+	if o == nil {
+		return addrs, names
+	}
+	var buf [64]byte
+	for i := range o.Endpoints {
+		e := &o.Endpoints[i]
+		if e.Ready {
+			continue
+		}
+		if a := e.Addr.Unmap(); a.IsValid() && a.Is4() == (f == v4) {
+			if j, ok := t.find(f, appendOctets(buf[:0], a)); ok {
+				addrs[j] = true
+			}
+		}
+		if isLabel(e.Hostname) {
+			l := appendLower(buf[:0], []byte(e.Hostname))
+			if at := t.firstNamed(l); t.isNamed(at, l) {
+				names[at] = true
+			}
 		}
 	}
-	return at, ok
+	return addrs, names
 }
 
-// release lets go of services whose time is up or that need not be held any more.
+// nextRelease returns when the next held service is due.
+func (w *writer) nextRelease() (at time.Time, ok bool) {
+	if len(w.held) == 0 {
+		return at, false
+	}
+	return w.held[0].hold.until, true // all are held for equally long
+}
+
+// release lets go of services whose time is up.
 func (w *writer) release(now time.Time) {
-	w.held = slices.DeleteFunc(w.held, func(s *service) bool {
-		if s.hold.until.After(now) {
-			return false
+	due := 0
+	for ; due < len(w.held) && !w.held[due].hold.until.After(now); due++ {
+		if s := w.held[due].s; s.hold == w.held[due].hold {
+			w.letGo(s)
+			w.reconcile(s)
+			s.ns.forget(s)
+			w.tidy(s.ns)
 		}
-		w.batch = append(w.batch, s.hold.changes...)
-		s.hold = hold{}
-		w.reconcile(s)
-		s.ns.forget(s)
-		w.tidy(s.ns)
-		return true
-	})
+	}
+	w.held = slices.Delete(w.held, 0, due)
 }
 
 // mark notes that the zones of services (false) or imports (true) have changed.
@@ -511,24 +579,20 @@ func (w *writer) moveAddrs(have, want *entry) {
 	}
 	if havePacked != wantPacked {
 		for f, a := range packedAddrs(havePacked) {
-			w.disown(f, a, have.of, nil)
+			w.disown(f, a, &have.of.owner)
 		}
 		for f, a := range packedAddrs(wantPacked) {
-			w.own(f, a, want.of, nil)
+			w.own(f, a, &want.of.owner)
 		}
 	}
 	gone, come := changedSlices(haveSlices, wantSlices)
 	for _, s := range come {
-		i := slices.IndexFunc(gone, func(g *slice) bool { return g.id == s.id })
-		var old *slice
-		if i >= 0 {
-			old = gone[i]
-			gone = slices.Delete(gone, i, i+1)
-		}
-		w.moveSlice(s.id, old, s)
+		w.moveSlice(s.id, s)
 	}
 	for _, s := range gone {
-		w.moveSlice(s.id, s, nil)
+		if s.id.served == s {
+			w.moveSlice(s.id, nil)
+		}
 	}
 }
 
@@ -554,9 +618,11 @@ func changedSlices(have, want []*slice) (gone, come []*slice) {
 	return gone, want[j:]
 }
 
-// moveSlice takes the addresses of old out and puts those of new in; either may be nil.
-func (w *writer) moveSlice(id *sliceID, old, new *slice) {
+// moveSlice takes the addresses of what is served of id out and puts those of new in, which may be nil.
+func (w *writer) moveSlice(id *sliceID, new *slice) {
 	var none slice
+	old := id.served
+	id.served = new
 	if old == nil {
 		old = &none
 	}
@@ -577,10 +643,10 @@ func (w *writer) moveSlice(id *sliceID, old, new *slice) {
 				c = strings.Compare(a.addr(f, i), b.addr(f, j))
 			}
 			if c < 0 {
-				w.disown(f, a.addr(f, i), nil, id)
+				w.disown(f, a.addr(f, i), &id.owner)
 			}
 			if c > 0 {
-				w.own(f, b.addr(f, j), nil, id)
+				w.own(f, b.addr(f, j), &id.owner)
 			}
 			if c <= 0 {
 				i++
@@ -594,48 +660,54 @@ func (w *writer) moveSlice(id *sliceID, old, new *slice) {
 
 var familyOctet = [2]byte{v4: 4, v6: 6}
 
-// own adds a service or a slice to the owners of an address.
-func (w *writer) own(f int, addr string, s *service, id *sliceID) {
+// own adds o to the owners of an address. The only one of an address has the address for its key, and stands where all
+// of them together start: so most keys are short, and several owners are no list that each change would have to copy.
+func (w *writer) own(f int, addr string, o *owner) {
 	key := append(append(make([]byte, 0, 17), familyOctet[f]), addr...)
-	cur := w.addrs.Get(key)
-	switch {
-	case cur == nil && s != nil:
-		w.addrs.Set(key, &s.alone)
-	case cur == nil:
-		w.addrs.Set(key, &id.alone)
-	case s != nil:
-		w.addrs.Set(key, &owners{append(slices.Clip(cur.services), s), cur.slices})
-	default:
-		// Next to another slice of its service, so that answers have to look at a service once.
-		i := 1 + slices.IndexFunc(cur.slices, func(x *sliceID) bool { return x.of == id.of })
-		if i == 0 {
-			i = len(cur.slices)
-		}
-		w.addrs.Set(key, &owners{cur.services, slices.Insert(slices.Clip(cur.slices), i, id)})
+	m := w.addrs.Walk(key)
+	if m.Len < len(key) && !m.Below {
+		w.addrs.Set(key, o)
+		return
 	}
+	if m.Len == len(key) {
+		w.addrs.Delete(key)
+		w.addrs.Set(m.Value.among(key), m.Value)
+	}
+	w.addrs.Set(o.among(key), o)
 }
 
 // disown is the inverse of own.
-func (w *writer) disown(f int, addr string, s *service, id *sliceID) {
+func (w *writer) disown(f int, addr string, o *owner) {
 	key := append(append(make([]byte, 0, 17), familyOctet[f]), addr...)
-	cur := w.addrs.Get(key)
-	if cur == nil {
+	if w.addrs.Get(key) == o {
+		w.addrs.Delete(key)
 		return
 	}
-	o := owners{
-		services: slices.DeleteFunc(slices.Clone(cur.services), func(x *service) bool { return x == s }),
-		slices:   slices.DeleteFunc(slices.Clone(cur.slices), func(x *sliceID) bool { return x == id }),
+	full := o.among(key)
+	if w.addrs.Get(full) != o {
+		return
 	}
-	switch {
-	case len(o.services)+len(o.slices) == 0:
-		w.addrs.Delete(key)
-	case len(o.services) == 1 && len(o.slices) == 0:
-		w.addrs.Set(key, &o.services[0].alone)
-	case len(o.services) == 0 && len(o.slices) == 1:
-		w.addrs.Set(key, &o.slices[0].alone)
-	default:
-		w.addrs.Set(key, &o)
+	w.addrs.Delete(full)
+	var left *owner
+	for x := range w.addrs.Values(key) {
+		if left != nil {
+			return
+		}
+		left = x
 	}
+	if left != nil {
+		w.addrs.Delete(left.among(key))
+		w.addrs.Set(key, left)
+	}
+}
+
+// among returns the key of an owner of the address in key where that has several: services that have it for a ClusterIP
+// come first, slices of one service stand together, and all are in an order that does not depend on what came first.
+func (o *owner) among(key []byte) []byte {
+	if o.slice == nil {
+		return append(append(slices.Clip(key), 0), o.of.key...)
+	}
+	return append(append(append(slices.Clip(key), 1), o.of.key...), o.slice.name...)
 }
 
 func (w *writer) pod(key cluster.Key, o *cluster.Pod) {
@@ -781,8 +853,8 @@ func (w *writer) sweepServices(gen uint32, imported bool) {
 			in = sp.imports
 		}
 		for name, s := range in {
-			if s.spec != nil && s.gen != gen {
-				w.service(cluster.Key{Namespace: sp.name, Name: name}, imported, false, nil)
+			if s.spec.exists() && s.gen != gen {
+				w.service(cluster.Key{Namespace: sp.name, Name: name}, imported, false, spec{})
 			}
 		}
 	}
@@ -823,6 +895,7 @@ func (w *writer) publish() {
 			serial:   w.serial,
 			synced:   synced,
 			counts:   w.counts,
+			seed:     w.z.View().seed,
 		})
 		select {
 		case <-w.z.ready:

@@ -10,6 +10,7 @@ package zone
 
 import (
 	"context"
+	"hash/maphash"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -105,7 +106,7 @@ func New(opts Options) *Zone {
 		done:  make(chan struct{}),
 		ready: make(chan struct{}),
 	}
-	z.view.Store(&View{opts: &z.opts, serial: [2]uint32{nextSerial(0), nextSerial(0)}})
+	z.view.Store(&View{opts: &z.opts, serial: [2]uint32{nextSerial(0), nextSerial(0)}, seed: maphash.MakeSeed()})
 	return z
 }
 
@@ -152,8 +153,9 @@ type View struct {
 	// services and imports are keyed by namespace and service, as in "\x04shop\x03web". A namespace that is served has
 	// an entry of its own, "\x04shop".
 	services, imports radix.Tree[entry]
-	// addrs tells what is served under an address, pods which pods have it; both are keyed by addrKey.
-	addrs radix.Tree[owners]
+	// addrs tells what is served under an address, pods which pods have it; both are keyed by addrKey. Where an address
+	// has several owners, their keys follow it.
+	addrs radix.Tree[owner]
 	pods  radix.Tree[podList]
 	// reverse holds the apexes of the reverse zones that follow the cluster, keyed by radix.NameKey.
 	reverse radix.Tree[apex]
@@ -161,6 +163,8 @@ type View struct {
 	serial [2]uint32
 	synced bool
 	counts [2]Counts
+	// seed keeps others from choosing what collides.
+	seed maphash.Seed
 }
 
 // Synced says whether everything had been delivered at least once.
@@ -205,6 +209,14 @@ func addrKey(dst []byte, a netip.Addr) []byte {
 	}
 	b := a.As16()
 	return append(append(dst, 6), b[:]...)
+}
+
+// keyAddr returns the address that key, in View.addrs, starts with.
+func keyAddr(key []byte) netip.Addr {
+	if key[0] == familyOctet[v4] {
+		return netip.AddrFrom4([4]byte(key[1:5]))
+	}
+	return netip.AddrFrom16([16]byte(key[1:17]))
 }
 
 // nextSerial returns the SOA serial that follows s: seconds since 1970 as CoreDNS has it, but rising with every change
