@@ -7,7 +7,7 @@ export CGO_ENABLED = 0
 
 .PHONY: help
 help: ## print this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: ## build bin/coredns
@@ -28,9 +28,8 @@ race: ## run all tests with the race detector
 
 .PHONY: bench
 bench: ## run the benchmarks of the hot path
-	$(GO) test -run '^$$' -bench . -benchmem ./plugin/ropewalk/radix ./plugin/ropewalk/zone
+	$(GO) test -run '^$$' -bench . -benchmem ./plugin/ropewalk/radix ./plugin/ropewalk/zone ./plugin/ropewalk/fastpath
 
-<<<<<<< HEAD
 .PHONY: bench-dns
 bench-dns: tools build ## compare with CoreDNS, Knot, NSD and Unbound, into docs/benchmarks.md (root; 6 minutes)
 	RUNLEVEL=1 test/tools.sh taskset:util-linux knotd:knot nsd:nsd unbound:unbound # RUNLEVEL: no daemon is started
@@ -38,11 +37,10 @@ bench-dns: tools build ## compare with CoreDNS, Knot, NSD and Unbound, into docs
 		github.com/coredns/coredns@$$($(GO) list -m -f '{{.Version}}' github.com/coredns/coredns)
 	$(GO) build -o bin/load ./test/bench/dns/load
 	$(GO) run ./test/bench/dns -write docs/benchmarks.md $(FLAGS)
-=======
+
 .PHONY: bench-dns-scale
 bench-dns-scale: build ## compare start, memory and changes with stock CoreDNS on a large cluster (root)
 	$(GO) run ./test/bench/scale
->>>>>>> wt-decode
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (30s)
