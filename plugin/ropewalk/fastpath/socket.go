@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -95,10 +96,6 @@ func newSocket(g *Group, conn *net.UDPConn) (*socket, error) {
 		return nil, err
 	}
 	s := &socket{group: g, conn: conn, raw: raw, v: newVector(pktinfo), done: make(chan struct{})}
-	s.receive = func(fd uintptr) bool {
-		s.in, s.errno = s.v.receive(fd)
-		return s.errno != unix.EAGAIN
-	}
 	s.send = func(fd uintptr) bool {
 		for s.sent < s.out {
 			n, errno := s.v.send(fd, s.sent, s.out)
@@ -120,25 +117,32 @@ func newSocket(g *Group, conn *net.UDPConn) (*socket, error) {
 // run answers queries until the socket is closed.
 func (s *socket) run() {
 	defer close(s.done)
-	for {
-		if err := s.raw.Read(s.receive); err != nil {
-			return
+	// All is done within one Read, so that Go's poller keeps in mind that something has arrived since the last look: a
+	// batch that is not full needs no second look to tell that the socket is empty.
+	s.raw.Read(func(fd uintptr) bool {
+		for {
+			n, errno := s.v.receive(fd)
+			switch errno {
+			case 0:
+				s.in = n
+				s.batch(fd)
+				if n < batchLen {
+					return false
+				}
+				runtime.Gosched() // where there is one processor, the records' writer and the misses want to go on, too
+			case unix.EAGAIN:
+				return false
+			case unix.EINTR:
+			default: // none is known that would stay
+				slog.Error("cannot read queries", "address", s.group.addr, "error", errno)
+				time.Sleep(time.Second)
+			}
 		}
-		switch s.errno {
-		case 0:
-		case unix.EINTR, unix.ENOBUFS, unix.ENOMEM, unix.ECONNREFUSED:
-			continue
-		default:
-			slog.Error("reading queries", "address", s.group.addr, "error", s.errno)
-			time.Sleep(time.Second) // no error is known that would stay
-			continue
-		}
-		s.batch()
-	}
+	})
 }
 
 // batch answers what was received, sends the answers and hands the rest on.
-func (s *socket) batch() {
+func (s *socket) batch(fd uintptr) {
 	start := time.Now()
 	if h := s.group.handler.Load(); h != s.handler {
 		s.handler, s.observer = h, h.NewObserver()
@@ -148,10 +152,8 @@ func (s *socket) batch() {
 	for next := 0; next < s.in; {
 		next = s.answer(next)
 	}
-	if s.out > 0 {
-		if err := s.raw.Write(s.send); err != nil && !errors.Is(err, net.ErrClosed) {
-			slog.Error("sending answers", "address", s.group.addr, "error", err)
-		}
+	if s.out > 0 && !s.send(fd) {
+		s.raw.Write(s.send) // waits until the socket takes more, and fails if it is closed meanwhile
 	}
 	for i := range s.in {
 		s.v.reset(i)
