@@ -213,6 +213,9 @@ func TestSameAsStock(t *testing.T) {
 		})
 	}
 	t.Run("serial", func(t *testing.T) {
+		if raceDetector {
+			t.Skip("klog, as above")
+		}
 		ran = append(ran, "serial")
 		r := &report{config: "serial"}
 		r.serial(t)

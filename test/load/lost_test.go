@@ -63,7 +63,7 @@ func names(t *testing.T) (manifests, queries string) {
 }
 
 // answerTime is after how long dnsperf takes a query for lost.
-const answerTime = 2 * time.Second
+const answerTime = 5 * time.Second
 
 // outstanding is how many queries dnsperf has on their way at a time. When it is interrupted it gives them up.
 const outstanding = 100
