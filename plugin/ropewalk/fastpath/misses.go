@@ -1,12 +1,14 @@
 package fastpath
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"sync"
 )
 
-// Query is a query that the sockets do not answer themselves. It is valid until the function that got it returns.
+// Query is a query that the sockets do not answer themselves. It belongs to whoever gets it, for as long as they like:
+// plugins look at who asks, and may answer, after they have returned.
 type Query struct {
 	// Msg is the message as it came.
 	Msg []byte
@@ -15,9 +17,6 @@ type Query struct {
 
 	conn    *net.UDPConn
 	control []byte // for the answer
-
-	msgBuf     [querySize]byte
-	controlBuf [controlSize]byte
 }
 
 // Reply sends a message to who asked, from the address that was asked.
@@ -53,15 +52,9 @@ func newMisses(serve func(*Query), dropped func()) *misses {
 	return &misses{serve: serve, dropped: dropped}
 }
 
-var queries = sync.Pool{New: func() any { return new(Query) }}
-
 // add takes in a copy of a query.
 func (m *misses) add(msg []byte, from netip.AddrPort, control []byte, conn *net.UDPConn) {
-	q := queries.Get().(*Query)
-	q.Msg = q.msgBuf[:copy(q.msgBuf[:], msg)]
-	q.control = q.controlBuf[:copy(q.controlBuf[:], control)]
-	q.From, q.conn = from, conn
-
+	q := &Query{Msg: bytes.Clone(msg), From: from, conn: conn, control: bytes.Clone(control)}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.serving < maxServing {
@@ -73,7 +66,7 @@ func (m *misses) add(msg []byte, from netip.AddrPort, control []byte, conn *net.
 		m.waiting = make([]*Query, maxWaiting)
 	}
 	if m.n == maxWaiting {
-		queries.Put(m.take())
+		m.take()
 		m.dropped()
 	}
 	m.waiting[(m.first+m.n)%maxWaiting] = q
@@ -93,7 +86,6 @@ func (m *misses) take() *Query {
 func (m *misses) work(q *Query) {
 	for q != nil {
 		m.serve(q)
-		queries.Put(q)
 		q = m.next()
 	}
 }
