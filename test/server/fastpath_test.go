@@ -1,17 +1,24 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
+
+	_ "github.com/coredns/coredns/plugin/shed"
 )
 
 // fastHits is how many queries fast paths of this process have answered.
@@ -220,4 +227,60 @@ func TestFastPathReload(t *testing.T) {
 			nothingLeft(t)
 		})
 	}
+}
+
+// TestFastPathReloadTSIG holds that a server with no use for the fast path checks signatures, and gets queries of other
+// kinds, though all its queries come through sockets that the fast path has opened before.
+func TestFastPathReloadTSIG(t *testing.T) {
+	dir := files(t, "web.yaml", web)
+	s := start(t, block(ropewalk(dir)))
+	eventually(t, "the fast path answers", func() bool { return s.isFast(t) })
+	const key, secret, other = "a.key.", "NoTCJU+DMqFWywaPyxSijrDEA/eC3nK0xi3AMEZuPVk=", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+	for _, last := range []string{ropewalk(dir), "behind"} {
+		s.restart(t, block("tsig {\nsecret "+key+" "+secret+"\nrequire all\n}", "updates", last))
+		eventually(t, "signatures are asked for", func() bool {
+			return s.ask(t, "web.shop.svc.cluster.local", dns.TypeTXT).Rcode == dns.RcodeRefused
+		})
+		for _, test := range []struct {
+			name, secret string
+			rcode        int
+		}{{key, secret, dns.RcodeSuccess}, {key, other, dns.RcodeNotAuth}, {"b.key.", secret, dns.RcodeNotAuth}} {
+			q := query("web.shop.svc.cluster.local", dns.TypeTXT)
+			q.SetTsig(test.name, dns.HmacSHA256, 300, time.Now().Unix())
+			c := &dns.Client{Timeout: 10 * time.Second, TsigSecret: map[string]string{test.name: test.secret}}
+			r, _, err := c.Exchange(q, s.udp)
+			if r == nil || r.Rcode != test.rcode || r.IsTsig() == nil || test.rcode == dns.RcodeSuccess && err != nil {
+				t.Errorf("%s, %s: %v\n%v", test.name, test.secret, err, r)
+			}
+		}
+		m := new(dns.Msg).SetUpdate("cluster.local.")
+		m.SetTsig(key, dns.HmacSHA256, 300, time.Now().Unix())
+		c := &dns.Client{Timeout: 10 * time.Second, TsigSecret: map[string]string{key: secret}}
+		if r, _, err := c.Exchange(m, s.udp); err != nil || r.Rcode != dns.RcodeYXDomain {
+			t.Errorf("update: %v\n%v", err, r)
+		}
+	}
+}
+
+// updates answers UPDATEs with YXDOMAIN.
+type updates struct{ plugin.Handler }
+
+func (updates) Name() string { return "updates" }
+
+func (u updates) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	if r.Opcode != dns.OpcodeUpdate {
+		return plugin.NextOrFailure(u.Name(), u.Handler, ctx, w, r)
+	}
+	return dns.RcodeSuccess, w.WriteMsg(new(dns.Msg).SetRcode(r, dns.RcodeYXDomain))
+}
+
+func init() {
+	at := slices.Index(directives, "tsig") + 1
+	directives = slices.Insert(directives, at, "updates", "shed")
+	plugin.Register("updates", func(c *caddy.Controller) error {
+		conf := dnsserver.GetConfig(c)
+		conf.AllowOpcode(dns.OpcodeUpdate)
+		conf.AddPlugin(func(next plugin.Handler) plugin.Handler { return updates{next} })
+		return nil
+	})
 }
