@@ -274,9 +274,57 @@ func (u updates) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg)
 	return dns.RcodeSuccess, w.WriteMsg(new(dns.Msg).SetRcode(r, dns.RcodeYXDomain))
 }
 
+// TestFastPathReloadWaits holds that a plugin is not told to stop while it works on a query, whoever stands ahead of it.
+func TestFastPathReloadWaits(t *testing.T) {
+	dir := files(t, "web.yaml", web)
+	for _, test := range []struct{ now, next string }{{ropewalk(dir, "fallthrough"), ropewalk(dir)}, {ropewalk(dir, "fallthrough"), ""}, {"", ""}} {
+		s := start(t, block(ropewalk(dir)))
+		eventually(t, "the fast path answers", func() bool { return s.isFast(t) })
+		s.restart(t, block(test.now, "slow"))
+		answer := make(chan *dns.Msg)
+		go func() {
+			r, _, _ := (&dns.Client{Timeout: 10 * time.Second}).Exchange(query("example.com", dns.TypeA), s.udp)
+			answer <- r
+		}()
+		<-slowly
+		s.restart(t, block(test.next, "behind"))
+		if r := <-answer; r == nil || r.Rcode != dns.RcodeSuccess {
+			t.Errorf("the answer from before the reload is %v", r)
+		}
+		s.stop(t)
+	}
+}
+
+// slow takes a while for an answer, and fails if it is told to stop meanwhile. It sends to slowly when it begins.
+type slow chan struct{}
+
+var slowly = make(chan bool)
+
+func (slow) Name() string { return "slow" }
+
+func (s slow) ServeDNS(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	slowly <- true
+	select {
+	case <-s:
+		return dns.RcodeServerFailure, nil
+	case <-time.After(200 * time.Millisecond):
+		return dns.RcodeSuccess, w.WriteMsg(new(dns.Msg).SetReply(r))
+	}
+}
+
 func init() {
-	at := slices.Index(directives, "tsig") + 1
-	directives = slices.Insert(directives, at, "updates", "shed")
+	directives = slices.Insert(directives, slices.Index(directives, "tsig"), "shed")
+	directives = slices.Insert(directives, slices.Index(directives, "tsig")+1, "updates")
+	directives = append(directives, "slow")
+	plugin.Register("slow", func(c *caddy.Controller) error {
+		s := make(slow)
+		c.OnShutdown(func() error {
+			close(s)
+			return nil
+		})
+		dnsserver.GetConfig(c).AddPlugin(func(plugin.Handler) plugin.Handler { return s })
+		return nil
+	})
 	plugin.Register("updates", func(c *caddy.Controller) error {
 		conf := dnsserver.GetConfig(c)
 		conf.AllowOpcode(dns.OpcodeUpdate)

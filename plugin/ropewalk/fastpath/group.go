@@ -37,6 +37,21 @@ type Handler struct {
 	// query (which is then for Serve).
 	Dropped  func()
 	Panicked func(reason any)
+
+	serving atomic.Int64
+}
+
+// Settle waits until no query is with Serve, no longer than patience. It is for a Handler that has been replaced.
+func (h *Handler) Settle(patience time.Duration) {
+	for deadline := time.Now().Add(patience); h.serving.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (h *Handler) serve(q *Query) {
+	h.serving.Add(1)
+	defer h.serving.Add(-1)
+	h.Serve(q)
 }
 
 // Observer is told what a socket has answered.
@@ -71,7 +86,7 @@ type Group struct {
 // Open binds n sockets to an address (host:port), which others that set SO_REUSEPORT may have bound, and answers queries.
 func Open(addr string, n int, h *Handler) (*Group, error) {
 	g := &Group{addr: addr}
-	g.misses = newMisses(func(q *Query) { g.handler.Load().Serve(q) }, func() { g.handler.Load().Dropped() })
+	g.misses = newMisses(func(q *Query) { g.handler.Load().serve(q) }, func() { g.handler.Load().Dropped() })
 	g.handler.Store(h)
 	for range n {
 		conn, err := open(addr)
@@ -97,7 +112,7 @@ func Open(addr string, n int, h *Handler) (*Group, error) {
 // Len returns the number of sockets.
 func (g *Group) Len() int { return len(g.sockets) }
 
-// Handle puts another handler in the place of the one that there is. Queries that are being worked on may still go to that.
+// Handle puts another handler in the place of the one that there is, to which a query may still go that is being read.
 func (g *Group) Handle(h *Handler) { g.handler.Store(h) }
 
 // Close takes the sockets out of the address's group, answers what they have received, and closes them. It waits for
