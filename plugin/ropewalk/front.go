@@ -65,7 +65,9 @@ func (h *Ropewalk) decorate(s *dnsserver.Server) dns.DecorateWriter {
 func (r *frontage) join(by *Ropewalk, conn *net.UDPConn, h *fastpath.Handler, on bool, sockets int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if by.gone { // the server begins to serve in a goroutine of its own, which may be late
+	if by.gone {
+		// The server begins to serve in a goroutine of its own. Where that is late, CoreDNS has not been able to stop it.
+		conn.Close()
 		return
 	}
 	u := &user{inst: by.inst, conn: conn, handler: h}

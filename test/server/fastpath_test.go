@@ -281,6 +281,7 @@ func TestFastPathReloadWaits(t *testing.T) {
 		s := start(t, block(ropewalk(dir)))
 		eventually(t, "the fast path answers", func() bool { return s.isFast(t) })
 		s.restart(t, block(test.now, "slow"))
+		s.settle(t)
 		answer := make(chan *dns.Msg)
 		go func() {
 			r, _, _ := (&dns.Client{Timeout: 10 * time.Second}).Exchange(query("example.com", dns.TypeA), s.udp)
@@ -288,11 +289,55 @@ func TestFastPathReloadWaits(t *testing.T) {
 		}()
 		<-slowly
 		s.restart(t, block(test.next, "behind"))
+		s.settle(t)
 		if r := <-answer; r == nil || r.Rcode != dns.RcodeSuccess {
 			t.Errorf("the answer from before the reload is %v", r)
 		}
 		s.stop(t)
 	}
+}
+
+// settle waits until CoreDNS reads the server's own socket: it cannot stop what has not begun (dnsserver.Server.Stop).
+func (s *server) settle(t *testing.T) {
+	t.Helper()
+	eventually(t, "the server reads its socket", func() bool { return goroutines(t, "dns.(*Server).serveUDP") == 1 })
+}
+
+// TestFastPathReloadOften reloads as fast as CoreDNS can without leaving servers behind that it has not been able to stop, with
+// another number of sockets each time. Nothing is left of the old ones.
+func TestFastPathReloadOften(t *testing.T) {
+	dir := files(t, "web.yaml", web)
+	s := start(t, block(ropewalk(dir)))
+	eventually(t, "the fast path answers", func() bool { return s.isFast(t) })
+	before := sockets(t)
+	stop := s.askThroughout(t, "web.shop.svc.cluster.local", "NOERROR, A 10.96.0.2")
+	for i := range 20 {
+		s.restart(t, block(ropewalk(dir, fmt.Sprintf("fastpath %d", 1+i%3))))
+		s.settle(t)
+	}
+	s.restart(t, block(ropewalk(dir)))
+	if stop() == 0 {
+		t.Error("no answers")
+	}
+	s.settle(t)
+	eventually(t, "the old sockets are closed", func() bool { return sockets(t) <= before })
+	s.stop(t)
+	nothingLeft(t)
+}
+
+// sockets counts those that this process has open.
+func sockets(t *testing.T) (n int) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, _ := os.Readlink("/proc/self/fd/" + fd.Name()); strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
 }
 
 // slow takes a while for an answer, and fails if it is told to stop meanwhile. It sends to slowly when it begins.
