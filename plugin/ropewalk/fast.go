@@ -144,11 +144,18 @@ func (h *Ropewalk) responder(configs []*dnsserver.Config) (*fastpath.Responder, 
 	}
 	for _, p := range ahead {
 		switch name := p.Name(); name {
-		case "prometheus": // the fast path counts for it
-		case "errors", "metadata", "cancel": // nothing fails here, wants to be described, or takes long
-		case "cache": // a ready-made answer is no slower than a cached one, and newer
-		case "transfer", "chaos", "any", "nsid": // their queries are of a kind that is left to the plugins
+		case "prometheus":
+			// The fast path counts for it, with the zones that it knows at the start: not those that the plugin auto adds.
+		case "errors", "metadata", "cancel":
+			// Nothing fails here or takes long, and plugins that want metadata keep the fast path off.
+		case "cache":
+			// A ready-made answer is no slower than a cached one, and newer, also where the cache would serve stale records
+			// or fetch ahead. Its metrics count misses of the fast path alone. TTLs are those of the records: they do not run
+			// down, and cache's own bounds (at least 5 s, at most what its line says) do not change them.
+		case "transfer", "chaos", "any", "nsid":
+			// Their queries are of a kind that is left to the plugins: AXFR, class CH, ANY, the option NSID.
 		case "autopath":
+			// What exists is answered here, and not counted as a success of autopath.
 			r.PositiveOnly = true
 		case "bufsize":
 			b, ok := p.(bufsize.Bufsize)

@@ -48,8 +48,14 @@ var fronts = &frontage{}
 const drainPatience = 5 * time.Second
 
 // decorate is dnsserver.Config.UDPDecorateWriterFunc: it is called when a server begins to serve queries over UDP. It does
-// not decorate anything.
+// not decorate anything, but leaves that to another plugin, if there is one, and then the fast path is off.
 func (h *Ropewalk) decorate(s *dnsserver.Server) dns.DecorateWriter {
+	if in, err := serverInternals(s); err == nil {
+		if decorator := in.otherDecorator(); decorator != nil {
+			log.Infof("fastpath is off at %s: another plugin, as shed, has to see every answer", s.Addr)
+			return decorator(s)
+		}
+	}
 	conn, err := serverSocket(h.inst, s)
 	if err != nil {
 		log.Infof("fastpath is off at %s: %v", s.Addr, err)

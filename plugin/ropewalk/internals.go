@@ -55,6 +55,20 @@ func serverInternals(s *dnsserver.Server) (in internals, err error) {
 	return in, nil
 }
 
+// otherDecorator returns what another plugin, as shed, would do about the server's answers; nil if there is none. Of what
+// several blocks ask for, CoreDNS takes the last (dnsserver.Config.UDPDecorateWriterFunc), and ropewalk needs none.
+func (in internals) otherDecorator() func(*dnsserver.Server) dns.DecorateWriter {
+	ours := reflect.ValueOf((*Ropewalk)(nil).decorate).Pointer()
+	for _, configs := range in.zones {
+		for _, c := range configs {
+			if f := c.UDPDecorateWriterFunc; f != nil && reflect.ValueOf(f).Pointer() != ours {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
 // accept is what the server does with a message that has this header, before it reads on (dns.MsgAcceptFunc).
 func (in internals) accept(h dns.Header) dns.MsgAcceptAction {
 	action := dns.DefaultMsgAcceptFunc(h)

@@ -100,6 +100,9 @@ func TestFastPathIsOff(t *testing.T) {
 		"tsig":        {block("tsig {\nsecret a.key. NoTCJU+DMqFWywaPyxSijrDEA/eC3nK0xi3AMEZuPVk=\n}", ropewalk(dir)), "the plugin tsig has to see every query"},
 		"view":        {block("view v {\nexpr incidr(client_ip(), '127.0.0.0/8')\n}", ropewalk(dir)), "the plugin view has to see every query"},
 		"loadbalance": {block("loadbalance round_robin {\nprefer 10.0.0.0/8\n}", ropewalk(dir)), "the plugin loadbalance with a policy other than round_robin"},
+		"shed":        {"example.com:0 {\nbind 127.0.0.1\nshed\nbehind\n}\n" + block(ropewalk(dir)), "another plugin, as shed, has to see every answer"},
+		"shed last":   {block(ropewalk(dir)) + "example.com:0 {\nbind 127.0.0.1\nshed\nbehind\n}\n", ""},
+		"shed ahead":  {block("shed", ropewalk(dir)), ""},
 		"unknown":     {block("labels", "metadata", ropewalk(dir, "fallthrough")), ""},
 		"by option":   {block(ropewalk(dir, "fastpath off")), ""},
 	} {

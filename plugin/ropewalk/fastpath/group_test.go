@@ -25,10 +25,10 @@ const patience = 10 * time.Second
 
 // counter is an Observer for all sockets.
 type counter struct {
-	mu             sync.Mutex
-	samples        []Sample
-	missed         int
-	serving, panic int
+	mu      sync.Mutex
+	samples []Sample
+	missed  int
+	panic   int
 }
 
 func (c *counter) Observe(samples []Sample, _ time.Time, missed int) {

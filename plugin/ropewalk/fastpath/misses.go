@@ -29,7 +29,9 @@ func (q *Query) Reply(msg []byte) error {
 func (q *Query) LocalAddr() net.Addr { return q.conn.LocalAddr() }
 
 const (
-	// maxServing bounds how many queries are with the server at a time, most of which wait for an upstream.
+	// maxServing bounds how many queries are with the server at a time, most of which wait for an upstream. While one is away,
+	// each takes forward's 5 s, so that all others wait from 400 new ones a second on; where forward's max_concurrent is
+	// less, as the 1000 that clusters come with, it refuses what is too much, and nothing waits.
 	maxServing = 2048
 	// maxWaiting bounds how many wait for their turn. Of more, the oldest are dropped: whoever sent them has waited
 	// longest and is most likely to have given up or asked again.
