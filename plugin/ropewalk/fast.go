@@ -42,8 +42,9 @@ const maxFastSockets = 256
 
 // relayHandler hands all queries to a server.
 func relayHandler(s *dnsserver.Server) *fastpath.Handler {
+	internals, _ := serverInternals(s) // an error has no more effect than that opcodes are as usual
 	return &fastpath.Handler{
-		Serve:       func(q *fastpath.Query) { serveMiss(s, q) },
+		Serve:       func(q *fastpath.Query) { serveMiss(s, internals.accept, q) },
 		NewObserver: func() fastpath.Observer { return &observer{} },
 		Dropped:     func() { fastDropped.Inc() },
 		Panicked: func(reason any) {
@@ -62,8 +63,8 @@ func fastHandler(s *dnsserver.Server) (h *fastpath.Handler, on bool, sockets int
 		log.Warningf("fastpath is off at %s: this version of CoreDNS is not known to it: %v", s.Addr, err)
 		return h, false, 0
 	}
-	if err := internals.blocks(s); err != nil {
-		log.Infof("fastpath is off at %s: %v", s.Addr, err)
+	if internals.proxied {
+		log.Infof("fastpath is off at %s: the plugin proxyproto has to see every packet", s.Addr)
 		return h, false, 0
 	}
 	var (
@@ -143,11 +144,18 @@ func (h *Ropewalk) responder(configs []*dnsserver.Config) (*fastpath.Responder, 
 	}
 	for _, p := range ahead {
 		switch name := p.Name(); name {
-		case "prometheus": // the fast path counts for it
-		case "errors", "metadata", "cancel": // nothing fails here, wants to be described, or takes long
-		case "cache": // a ready-made answer is no slower than a cached one, and newer
-		case "transfer", "chaos", "any", "nsid": // their queries are of a kind that is left to the plugins
+		case "prometheus":
+			// The fast path counts for it, with the zones that it knows at the start: not those that the plugin auto adds.
+		case "errors", "metadata", "cancel":
+			// Nothing fails here or takes long, and plugins that want metadata keep the fast path off.
+		case "cache":
+			// A ready-made answer is no slower than a cached one, and newer, also where the cache would serve stale records
+			// or fetch ahead. Its metrics count misses of the fast path alone. TTLs are those of the records: they do not run
+			// down, and cache's own bounds (at least 5 s, at most what its line says) do not change them.
+		case "transfer", "chaos", "any", "nsid":
+			// Their queries are of a kind that is left to the plugins: AXFR, class CH, ANY, the option NSID.
 		case "autopath":
+			// What exists is answered here, and not counted as a success of autopath.
 			r.PositiveOnly = true
 		case "bufsize":
 			b, ok := p.(bufsize.Bufsize)
@@ -166,25 +174,30 @@ func (h *Ropewalk) responder(configs []*dnsserver.Config) (*fastpath.Responder, 
 	return r, nil
 }
 
-// serveMiss takes a query to the server, as its own socket would have.
-func serveMiss(s *dnsserver.Server, q *fastpath.Query) {
-	w := &responseWriter{q: q}
+// serveMiss does with a query what miekg/dns does with one from a server's own socket.
+func serveMiss(s *dnsserver.Server, accept dns.MsgAcceptFunc, q *fastpath.Query) {
+	w := &responseWriter{q: q, secrets: s.TsigSecret}
 	m := new(dns.Msg)
-	err := m.Unpack(q.Msg)
-	switch dns.DefaultMsgAcceptFunc(header(q.Msg)) {
+	m.Unpack(q.Msg[:fastpath.HeaderLen])
+	action := accept(header(q.Msg))
+	if action == dns.MsgAccept && m.Unpack(q.Msg) != nil {
+		action = dns.MsgReject
+	}
+	switch action {
 	case dns.MsgIgnore:
 		return
-	case dns.MsgRejectNotImplemented:
-		reject(w, m, dns.RcodeNotImplemented)
-		return
-	case dns.MsgReject:
-		reject(w, m, dns.RcodeFormatError)
+	case dns.MsgReject, dns.MsgRejectNotImplemented:
+		opcode := m.Opcode
+		m.SetRcodeFormatError(m)
+		m.Zero = false
+		if action == dns.MsgRejectNotImplemented {
+			m.Opcode, m.Rcode = opcode, dns.RcodeNotImplemented
+		}
+		m.Ns, m.Answer, m.Extra = nil, nil, nil
+		w.WriteMsg(m)
 		return
 	}
-	if err != nil {
-		reject(w, m, dns.RcodeFormatError)
-		return
-	}
+	w.verify(m)
 	ctx := context.WithValue(context.Background(), dnsserver.Key{}, s)
 	ctx = context.WithValue(ctx, dnsserver.LoopKey{}, 0)
 	s.ServeDNS(ctx, w, m)
@@ -196,20 +209,43 @@ func header(b []byte) dns.Header {
 	return dns.Header{Id: at(0), Bits: at(2), Qdcount: at(4), Ancount: at(6), Nscount: at(8), Arcount: at(10)}
 }
 
-// reject answers what is not a query that the server would take, with as little as miekg/dns does.
-func reject(w dns.ResponseWriter, m *dns.Msg, rcode int) {
-	opcode := m.Opcode
-	m.SetRcodeFormatError(m)
-	m.Zero = false
-	if rcode == dns.RcodeNotImplemented {
-		m.Opcode, m.Rcode = opcode, rcode
-	}
-	m.Ns, m.Answer, m.Extra = nil, nil, nil
-	w.WriteMsg(m)
+// responseWriter is the way back to the client of a query that the fast path handed on.
+type responseWriter struct {
+	q *fastpath.Query
+	// What follows is about a signature (RFC 8945), which the plugin tsig asks for: keys by their names, whether the query's
+	// is good, and the last one that the next is to be made from.
+	secrets    map[string]string
+	tsigStatus error
+	mac        string
+	timersOnly bool
 }
 
-// responseWriter is the way back to the client of a query that the fast path handed on.
-type responseWriter struct{ q *fastpath.Query }
+// verify finds out about a query's signature.
+func (w *responseWriter) verify(m *dns.Msg) {
+	t := m.IsTsig()
+	if t == nil {
+		return
+	}
+	w.mac = t.MAC
+	w.tsigStatus = dns.ErrSecret
+	if secret, ok := w.secrets[t.Hdr.Name]; ok {
+		w.tsigStatus = dns.TsigVerify(w.q.Msg, secret, "", false)
+	}
+}
+
+// pack returns a message as it is to be sent, signed if it has a record for that.
+func (w *responseWriter) pack(m *dns.Msg) (msg []byte, err error) {
+	t := m.IsTsig()
+	if t == nil {
+		return m.Pack()
+	}
+	secret, ok := w.secrets[t.Hdr.Name]
+	if !ok && t.Error == dns.RcodeSuccess { // answers that refuse a key are not signed
+		return nil, dns.ErrSecret
+	}
+	msg, w.mac, err = dns.TsigGenerate(m, secret, w.mac, w.timersOnly)
+	return msg, err
+}
 
 // LocalAddr implements dns.ResponseWriter.
 func (w *responseWriter) LocalAddr() net.Addr { return w.q.LocalAddr() }
@@ -219,7 +255,7 @@ func (w *responseWriter) RemoteAddr() net.Addr { return net.UDPAddrFromAddrPort(
 
 // WriteMsg implements dns.ResponseWriter.
 func (w *responseWriter) WriteMsg(m *dns.Msg) error {
-	msg, err := m.Pack()
+	msg, err := w.pack(m)
 	if err != nil {
 		return err
 	}
@@ -237,11 +273,11 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 // Close implements dns.ResponseWriter. The socket is everybody's.
 func (w *responseWriter) Close() error { return nil }
 
-// TsigStatus implements dns.ResponseWriter. A server with keys has no fast path.
-func (w *responseWriter) TsigStatus() error { return nil }
+// TsigStatus implements dns.ResponseWriter.
+func (w *responseWriter) TsigStatus() error { return w.tsigStatus }
 
 // TsigTimersOnly implements dns.ResponseWriter.
-func (w *responseWriter) TsigTimersOnly(bool) {}
+func (w *responseWriter) TsigTimersOnly(b bool) { w.timersOnly = b }
 
 // Hijack implements dns.ResponseWriter.
 func (w *responseWriter) Hijack() {}

@@ -31,8 +31,9 @@ type front struct {
 
 // user is a server at a front.
 type user struct {
-	inst *caddy.Instance
-	conn *net.UDPConn // the server's own socket
+	inst    *caddy.Instance
+	conn    *net.UDPConn // the server's own socket
+	handler *fastpath.Handler
 }
 
 // frontage holds the fronts. CoreDNS gives instances of a plugin no other place to meet.
@@ -47,8 +48,14 @@ var fronts = &frontage{}
 const drainPatience = 5 * time.Second
 
 // decorate is dnsserver.Config.UDPDecorateWriterFunc: it is called when a server begins to serve queries over UDP. It does
-// not decorate anything.
+// not decorate anything, but leaves that to another plugin, if there is one, and then the fast path is off.
 func (h *Ropewalk) decorate(s *dnsserver.Server) dns.DecorateWriter {
+	if in, err := serverInternals(s); err == nil {
+		if decorator := in.otherDecorator(); decorator != nil {
+			log.Infof("fastpath is off at %s: another plugin, as shed, has to see every answer", s.Addr)
+			return decorator(s)
+		}
+	}
 	conn, err := serverSocket(h.inst, s)
 	if err != nil {
 		log.Infof("fastpath is off at %s: %v", s.Addr, err)
@@ -64,10 +71,12 @@ func (h *Ropewalk) decorate(s *dnsserver.Server) dns.DecorateWriter {
 func (r *frontage) join(by *Ropewalk, conn *net.UDPConn, h *fastpath.Handler, on bool, sockets int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if by.gone { // the server begins to serve in a goroutine of its own, which may be late
+	if by.gone {
+		// The server begins to serve in a goroutine of its own. Where that is late, CoreDNS has not been able to stop it.
+		conn.Close()
 		return
 	}
-	u := &user{inst: by.inst, conn: conn}
+	u := &user{inst: by.inst, conn: conn, handler: h}
 	f := r.at(conn)
 	f.users = append(f.users, u)
 	if f.group != nil {
@@ -107,9 +116,12 @@ func (r *frontage) at(conn *net.UDPConn) *front {
 }
 
 // leave is for an instance of CoreDNS that has been replaced. If its successor has no ropewalk at an address any more, all
-// that the fast path does there is to hand queries on.
+// that the fast path does there is to hand queries on. Queries that the instance's plugins work on are waited for, as CoreDNS
+// waits for those of its own sockets, since plugins that stop answer with errors.
 func (r *frontage) leave(inst *caddy.Instance) {
-	r.each(inst, func(f *front, _ []*user) {
+	var gone []*user
+	r.each(inst, func(f *front, left []*user) {
+		gone = append(gone, left...)
 		if len(f.users) > 0 || f.group == nil {
 			return
 		}
@@ -119,9 +131,10 @@ func (r *frontage) leave(inst *caddy.Instance) {
 			f.group = nil
 			return
 		}
-		f.group.Handle(relayHandler(s))
-		f.users = []*user{{inst: next, conn: conn}}
-		// Nothing of ropewalk is in that instance to tell of its end.
+		h := relayHandler(s)
+		f.group.Handle(h)
+		f.users = []*user{{inst: next, conn: conn, handler: h}}
+		// Nothing of ropewalk is in that instance to tell of its end, which has to come before that of its plugins.
 		restarting := false
 		next.OnRestart = append(next.OnRestart, func() error {
 			restarting = true
@@ -131,7 +144,7 @@ func (r *frontage) leave(inst *caddy.Instance) {
 			restarting = false
 			return nil
 		})
-		next.OnShutdown = append(next.OnShutdown, func() error {
+		next.OnShutdown = slices.Insert(next.OnShutdown, 0, func() error {
 			if restarting {
 				r.leave(next)
 			}
@@ -142,6 +155,9 @@ func (r *frontage) leave(inst *caddy.Instance) {
 			return nil
 		})
 	})
+	for _, u := range gone {
+		u.handler.Settle(drainPatience)
+	}
 }
 
 // finish is for an instance of CoreDNS that is about to stop for good. Queries that it has are answered; those to come go to

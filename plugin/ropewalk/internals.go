@@ -12,6 +12,7 @@ import (
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
+	"github.com/miekg/dns"
 )
 
 // The fast path answers in the place of a whole server, so it has to know which zones the server has, which plugins stand
@@ -22,8 +23,8 @@ import (
 // internals is what is read of a server.
 type internals struct {
 	zones map[string][]*dnsserver.Config
-	// opcodes says that plugins have asked for more opcodes than QUERY and NOTIFY.
-	opcodes bool
+	// opcodes are those that plugins have asked for, other than QUERY and NOTIFY.
+	opcodes map[int]bool
 	// proxied says that clients are behind a proxy that says who they are.
 	proxied bool
 }
@@ -46,22 +47,38 @@ func serverInternals(s *dnsserver.Server) (in internals, err error) {
 			in.zones[z] = append(in.zones[z], (*dnsserver.Config)(c.UnsafePointer()))
 		}
 	}
-	in.opcodes = v.FieldByName("allowedOpcodes").Len() > 0
+	in.opcodes = map[int]bool{}
+	for _, k := range v.FieldByName("allowedOpcodes").MapKeys() {
+		in.opcodes[int(k.Int())] = true
+	}
 	in.proxied = !v.FieldByName("connPolicy").IsNil()
 	return in, nil
 }
 
-// blocks returns an error that says what keeps the whole server from having a fast path.
-func (in internals) blocks(s *dnsserver.Server) error {
-	switch {
-	case in.proxied:
-		return errors.New("the plugin proxyproto has to see every packet")
-	case len(s.TsigSecret) > 0:
-		return errors.New("the plugin tsig has to see every query")
-	case in.opcodes:
-		return errors.New("a plugin wants queries of other kinds than usual")
+// otherDecorator returns what another plugin, as shed, would do about the server's answers; nil if there is none. Of what
+// several blocks ask for, CoreDNS takes the last (dnsserver.Config.UDPDecorateWriterFunc), and ropewalk needs none.
+func (in internals) otherDecorator() func(*dnsserver.Server) dns.DecorateWriter {
+	ours := reflect.ValueOf((*Ropewalk)(nil).decorate).Pointer()
+	for _, configs := range in.zones {
+		for _, c := range configs {
+			if f := c.UDPDecorateWriterFunc; f != nil && reflect.ValueOf(f).Pointer() != ours {
+				return f
+			}
+		}
 	}
 	return nil
+}
+
+// accept is what the server does with a message that has this header, before it reads on (dns.MsgAcceptFunc).
+func (in internals) accept(h dns.Header) dns.MsgAcceptAction {
+	action := dns.DefaultMsgAcceptFunc(h)
+	if action != dns.MsgRejectNotImplemented || !in.opcodes[int(h.Bits>>11)&0xF] {
+		return action
+	}
+	if h.Qdcount != 1 {
+		return dns.MsgReject
+	}
+	return dns.MsgAccept
 }
 
 // serverSocket returns the connection on which a server of an instance of CoreDNS gets queries over UDP.

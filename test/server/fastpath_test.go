@@ -1,17 +1,24 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
+
+	_ "github.com/coredns/coredns/plugin/shed"
 )
 
 // fastHits is how many queries fast paths of this process have answered.
@@ -93,6 +100,9 @@ func TestFastPathIsOff(t *testing.T) {
 		"tsig":        {block("tsig {\nsecret a.key. NoTCJU+DMqFWywaPyxSijrDEA/eC3nK0xi3AMEZuPVk=\n}", ropewalk(dir)), "the plugin tsig has to see every query"},
 		"view":        {block("view v {\nexpr incidr(client_ip(), '127.0.0.0/8')\n}", ropewalk(dir)), "the plugin view has to see every query"},
 		"loadbalance": {block("loadbalance round_robin {\nprefer 10.0.0.0/8\n}", ropewalk(dir)), "the plugin loadbalance with a policy other than round_robin"},
+		"shed":        {"example.com:0 {\nbind 127.0.0.1\nshed\nbehind\n}\n" + block(ropewalk(dir)), "another plugin, as shed, has to see every answer"},
+		"shed last":   {block(ropewalk(dir)) + "example.com:0 {\nbind 127.0.0.1\nshed\nbehind\n}\n", ""},
+		"shed ahead":  {block("shed", ropewalk(dir)), ""},
 		"unknown":     {block("labels", "metadata", ropewalk(dir, "fallthrough")), ""},
 		"by option":   {block(ropewalk(dir, "fastpath off")), ""},
 	} {
@@ -220,4 +230,153 @@ func TestFastPathReload(t *testing.T) {
 			nothingLeft(t)
 		})
 	}
+}
+
+// TestFastPathReloadTSIG holds that a server with no use for the fast path checks signatures, and gets queries of other
+// kinds, though all its queries come through sockets that the fast path has opened before.
+func TestFastPathReloadTSIG(t *testing.T) {
+	dir := files(t, "web.yaml", web)
+	s := start(t, block(ropewalk(dir)))
+	eventually(t, "the fast path answers", func() bool { return s.isFast(t) })
+	const key, secret, other = "a.key.", "NoTCJU+DMqFWywaPyxSijrDEA/eC3nK0xi3AMEZuPVk=", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+	for _, last := range []string{ropewalk(dir), "behind"} {
+		s.restart(t, block("tsig {\nsecret "+key+" "+secret+"\nrequire all\n}", "updates", last))
+		eventually(t, "signatures are asked for", func() bool {
+			return s.ask(t, "web.shop.svc.cluster.local", dns.TypeTXT).Rcode == dns.RcodeRefused
+		})
+		for _, test := range []struct {
+			name, secret string
+			rcode        int
+		}{{key, secret, dns.RcodeSuccess}, {key, other, dns.RcodeNotAuth}, {"b.key.", secret, dns.RcodeNotAuth}} {
+			q := query("web.shop.svc.cluster.local", dns.TypeTXT)
+			q.SetTsig(test.name, dns.HmacSHA256, 300, time.Now().Unix())
+			c := &dns.Client{Timeout: 10 * time.Second, TsigSecret: map[string]string{test.name: test.secret}}
+			r, _, err := c.Exchange(q, s.udp)
+			if r == nil || r.Rcode != test.rcode || r.IsTsig() == nil || test.rcode == dns.RcodeSuccess && err != nil {
+				t.Errorf("%s, %s: %v\n%v", test.name, test.secret, err, r)
+			}
+		}
+		m := new(dns.Msg).SetUpdate("cluster.local.")
+		m.SetTsig(key, dns.HmacSHA256, 300, time.Now().Unix())
+		c := &dns.Client{Timeout: 10 * time.Second, TsigSecret: map[string]string{key: secret}}
+		if r, _, err := c.Exchange(m, s.udp); err != nil || r.Rcode != dns.RcodeYXDomain {
+			t.Errorf("update: %v\n%v", err, r)
+		}
+	}
+}
+
+// updates answers UPDATEs with YXDOMAIN.
+type updates struct{ plugin.Handler }
+
+func (updates) Name() string { return "updates" }
+
+func (u updates) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	if r.Opcode != dns.OpcodeUpdate {
+		return plugin.NextOrFailure(u.Name(), u.Handler, ctx, w, r)
+	}
+	return dns.RcodeSuccess, w.WriteMsg(new(dns.Msg).SetRcode(r, dns.RcodeYXDomain))
+}
+
+// TestFastPathReloadWaits holds that a plugin is not told to stop while it works on a query, whoever stands ahead of it.
+func TestFastPathReloadWaits(t *testing.T) {
+	dir := files(t, "web.yaml", web)
+	for _, test := range []struct{ now, next string }{{ropewalk(dir, "fallthrough"), ropewalk(dir)}, {ropewalk(dir, "fallthrough"), ""}, {"", ""}} {
+		s := start(t, block(ropewalk(dir)))
+		eventually(t, "the fast path answers", func() bool { return s.isFast(t) })
+		s.restart(t, block(test.now, "slow"))
+		s.settle(t)
+		answer := make(chan *dns.Msg)
+		go func() {
+			r, _, _ := (&dns.Client{Timeout: 10 * time.Second}).Exchange(query("example.com", dns.TypeA), s.udp)
+			answer <- r
+		}()
+		<-slowly
+		s.restart(t, block(test.next, "behind"))
+		s.settle(t)
+		if r := <-answer; r == nil || r.Rcode != dns.RcodeSuccess {
+			t.Errorf("the answer from before the reload is %v", r)
+		}
+		s.stop(t)
+	}
+}
+
+// settle waits until CoreDNS reads the server's own socket: it cannot stop what has not begun (dnsserver.Server.Stop).
+func (s *server) settle(t *testing.T) {
+	t.Helper()
+	eventually(t, "the server reads its socket", func() bool { return goroutines(t, "dns.(*Server).serveUDP") == 1 })
+}
+
+// TestFastPathReloadOften reloads as fast as CoreDNS can without leaving servers behind that it has not been able to stop, with
+// another number of sockets each time. Nothing is left of the old ones.
+func TestFastPathReloadOften(t *testing.T) {
+	dir := files(t, "web.yaml", web)
+	s := start(t, block(ropewalk(dir)))
+	eventually(t, "the fast path answers", func() bool { return s.isFast(t) })
+	before := sockets(t)
+	stop := s.askThroughout(t, "web.shop.svc.cluster.local", "NOERROR, A 10.96.0.2")
+	for i := range 20 {
+		s.restart(t, block(ropewalk(dir, fmt.Sprintf("fastpath %d", 1+i%3))))
+		s.settle(t)
+	}
+	s.restart(t, block(ropewalk(dir)))
+	if stop() == 0 {
+		t.Error("no answers")
+	}
+	s.settle(t)
+	eventually(t, "the old sockets are closed", func() bool { return sockets(t) <= before })
+	s.stop(t)
+	nothingLeft(t)
+}
+
+// sockets counts those that this process has open.
+func sockets(t *testing.T) (n int) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, _ := os.Readlink("/proc/self/fd/" + fd.Name()); strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
+}
+
+// slow takes a while for an answer, and fails if it is told to stop meanwhile. It sends to slowly when it begins.
+type slow chan struct{}
+
+var slowly = make(chan bool)
+
+func (slow) Name() string { return "slow" }
+
+func (s slow) ServeDNS(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	slowly <- true
+	select {
+	case <-s:
+		return dns.RcodeServerFailure, nil
+	case <-time.After(200 * time.Millisecond):
+		return dns.RcodeSuccess, w.WriteMsg(new(dns.Msg).SetReply(r))
+	}
+}
+
+func init() {
+	directives = slices.Insert(directives, slices.Index(directives, "tsig"), "shed")
+	directives = slices.Insert(directives, slices.Index(directives, "tsig")+1, "updates")
+	directives = append(directives, "slow")
+	plugin.Register("slow", func(c *caddy.Controller) error {
+		s := make(slow)
+		c.OnShutdown(func() error {
+			close(s)
+			return nil
+		})
+		dnsserver.GetConfig(c).AddPlugin(func(plugin.Handler) plugin.Handler { return s })
+		return nil
+	})
+	plugin.Register("updates", func(c *caddy.Controller) error {
+		conf := dnsserver.GetConfig(c)
+		conf.AllowOpcode(dns.OpcodeUpdate)
+		conf.AddPlugin(func(next plugin.Handler) plugin.Handler { return updates{next} })
+		return nil
+	})
 }

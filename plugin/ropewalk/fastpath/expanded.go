@@ -15,10 +15,10 @@ const (
 func expandedLen(msg []byte, end int) int {
 	n := len(msg)
 	records := int(binary.BigEndian.Uint16(msg[6:])) + int(binary.BigEndian.Uint16(msg[8:])) + int(binary.BigEndian.Uint16(msg[10:]))
-	question := end - 4 - headerLen
+	question := end - 4 - HeaderLen
 	off := end
 	for range records {
-		if msg[off] == 0xC0 && msg[off+1] == headerLen { // nearly always
+		if msg[off] == 0xC0 && msg[off+1] == HeaderLen { // nearly always
 			off += 2
 			n += question - 2
 		} else {

@@ -10,7 +10,10 @@
 package fastpath
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strconv"
@@ -34,6 +37,21 @@ type Handler struct {
 	// query (which is then for Serve).
 	Dropped  func()
 	Panicked func(reason any)
+
+	serving atomic.Int64
+}
+
+// Settle waits until no query is with Serve, no longer than patience. It is for a Handler that has been replaced.
+func (h *Handler) Settle(patience time.Duration) {
+	for deadline := time.Now().Add(patience); h.serving.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (h *Handler) serve(q *Query) {
+	h.serving.Add(1)
+	defer h.serving.Add(-1)
+	h.Serve(q)
 }
 
 // Observer is told what a socket has answered.
@@ -68,7 +86,7 @@ type Group struct {
 // Open binds n sockets to an address (host:port), which others that set SO_REUSEPORT may have bound, and answers queries.
 func Open(addr string, n int, h *Handler) (*Group, error) {
 	g := &Group{addr: addr}
-	g.misses = newMisses(func(q *Query) { g.handler.Load().Serve(q) }, func() { g.handler.Load().Dropped() })
+	g.misses = newMisses(func(q *Query) { g.handler.Load().serve(q) }, func() { g.handler.Load().Dropped() })
 	g.handler.Store(h)
 	for range n {
 		conn, err := open(addr)
@@ -94,7 +112,7 @@ func Open(addr string, n int, h *Handler) (*Group, error) {
 // Len returns the number of sockets.
 func (g *Group) Len() int { return len(g.sockets) }
 
-// Handle puts another handler in the place of the one that there is. Queries that are being worked on may still go to that.
+// Handle puts another handler in the place of the one that there is, to which a query may still go that is being read.
 func (g *Group) Handle(h *Handler) { g.handler.Store(h) }
 
 // Close takes the sockets out of the address's group, answers what they have received, and closes them. It waits for
@@ -107,17 +125,19 @@ func (g *Group) Close(patience time.Duration) {
 	for _, s := range g.sockets {
 		Drain(s.conn, deadline)
 	}
+	for _, s := range g.sockets {
+		// What has been read is answered before the socket is closed.
+		s.conn.SetWriteDeadline(deadline)
+		s.conn.SetReadDeadline(time.Unix(1, 0))
+		<-s.done
+	}
 	for g.misses.busy() && time.Now().Before(deadline) {
 		time.Sleep(time.Millisecond)
 	}
 	for _, s := range g.sockets {
 		s.conn.Close()
-		<-s.done
 	}
 }
-
-// nobody is a port that no query comes from: tcpmux, which needs privileges and has no use over UDP.
-const nobody = 1
 
 // Leave makes the kernel send what arrives at a socket's address to the other sockets that are bound to it. What the
 // socket holds already can still be read from it, and it can still send. There is no way back: when a socket for IPv6 is
@@ -129,7 +149,7 @@ func Leave(conn *net.UDPConn) error {
 		if err != nil {
 			return err
 		}
-		for _, peer := range unreachable(local.Addr(), is6) {
+		for _, peer := range nobodies(local.Addr(), is6) {
 			if err = unix.Connect(fd, peer); err == nil {
 				return nil
 			}
@@ -138,25 +158,26 @@ func Leave(conn *net.UDPConn) error {
 	})
 }
 
-// unreachable returns addresses of this machine to which a socket bound to local can be connected.
-func unreachable(local netip.Addr, is6 bool) []unix.Sockaddr {
-	loopbacks := []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	if !local.IsUnspecified() {
-		loopbacks = []netip.Addr{local}
+// nobodies returns addresses that nobody sends from, one of which a socket bound to local can be connected to. They are
+// different each time, and the best come first: whoever knows one can send an ICMP error that seems to come from there,
+// which the kernel hands to the socket's reader. CoreDNS's own gives up then, and takes its socket from the next reload.
+func nobodies(local netip.Addr, is6 bool) []unix.Sockaddr {
+	port := 1 + rand.IntN(1023) // needs privileges, and is no Kubernetes node port
+	loopback := [4]byte{127, 1 + byte(rand.IntN(254)), byte(rand.Uint32()), byte(rand.Uint32())}
+	if !is6 {
+		return []unix.Sockaddr{&unix.SockaddrInet4{Port: port, Addr: loopback}}
 	}
-	var peers []unix.Sockaddr
-	for _, a := range loopbacks {
-		if is6 {
-			sa := &unix.SockaddrInet6{Port: nobody, Addr: a.As16()}
-			if z := a.Zone(); z != "" {
-				sa.ZoneId = zoneIndex(z)
-			}
-			peers = append(peers, sa)
-		} else if a.Unmap().Is4() {
-			peers = append(peers, &unix.SockaddrInet4{Port: nobody, Addr: a.Unmap().As4()})
-		}
+	own := &unix.SockaddrInet6{Port: port, Addr: local.As16(), ZoneId: zoneIndex(local.Zone())}
+	if local.IsUnspecified() {
+		own.Addr = netip.IPv6Loopback().As16()
 	}
-	return peers
+	discard := [16]byte{0: 0x01} // 100::/64 (RFC 6666)
+	binary.BigEndian.PutUint64(discard[8:], rand.Uint64())
+	return []unix.Sockaddr{
+		&unix.SockaddrInet6{Port: port, Addr: netip.AddrFrom4(loopback).As16()}, // where the socket is for IPv4, too
+		&unix.SockaddrInet6{Port: port, Addr: discard},                          // where there is a route
+		own,
+	}
 }
 
 // Drain waits until a socket that has left holds nothing to be read, no longer than deadline.
@@ -164,15 +185,16 @@ func Drain(conn *net.UDPConn, deadline time.Time) {
 	// A packet may be on its way to a socket that was chosen for it before.
 	const settle = 3
 	for empty := 0; empty < settle && time.Now().Before(deadline); {
-		waiting := 0
-		if err := control(conn, func(fd int) (err error) {
-			waiting, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
+		fds := []unix.PollFd{{Events: unix.POLLIN}}
+		if err := control(conn, func(fd int) error {
+			fds[0].Fd = int32(fd)
+			_, err := unix.Poll(fds, 0) // SIOCINQ would not tell of what is behind an empty datagram
 			return err
-		}); err != nil {
+		}); err != nil && !errors.Is(err, unix.EINTR) {
 			return
 		}
 		empty++
-		if waiting > 0 {
+		if fds[0].Revents&unix.POLLIN != 0 {
 			empty = 0
 		}
 		time.Sleep(time.Millisecond)

@@ -1,9 +1,11 @@
 package fastpath
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/miekg/dns"
 	"go.uber.org/goleak"
 
+	"github.com/ropewalk-net/ropewalk/plugin/ropewalk/zone"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -22,10 +25,10 @@ const patience = 10 * time.Second
 
 // counter is an Observer for all sockets.
 type counter struct {
-	mu             sync.Mutex
-	samples        []Sample
-	missed         int
-	serving, panic int
+	mu      sync.Mutex
+	samples []Sample
+	missed  int
+	panic   int
 }
 
 func (c *counter) Observe(samples []Sample, _ time.Time, missed int) {
@@ -106,6 +109,136 @@ func TestLeave(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLeaveIsNotGuessed holds that a stranger's ICMP error does not get to a socket that has left: CoreDNS's own reader would
+// end, and no reload find its socket any more. Errors are made here by answers to ports that nobody is at.
+func TestLeaveIsNotGuessed(t *testing.T) {
+	if !netns.Enter(t, local...) {
+		return
+	}
+	for _, a := range addresses {
+		t.Run(a.bind+" "+a.asked, func(t *testing.T) {
+			left, stays := listen(t, a.bind), listen(t, a.bind)
+			must(t, Leave(left))
+			for _, from := range []string{"127.0.0.1:1", "[::1]:1", "192.0.2.1:1", "[2001:db8::1]:1", "[2001:db8::2]:1"} {
+				addr := netip.MustParseAddrPort(from)
+				if addr.Addr().Is4() != netip.MustParseAddr(a.asked).Is4() {
+					continue
+				}
+				c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
+				must(t, err)
+				_, err = c.WriteToUDPAddrPort([]byte("x"), netip.MustParseAddrPort(net.JoinHostPort(a.asked, "53")))
+				must(t, err)
+				must(t, stays.SetReadDeadline(time.Now().Add(patience)))
+				if _, _, err := stays.ReadFromUDPAddrPort(make([]byte, 10)); err != nil {
+					t.Errorf("a packet from %v did not get to the socket that stays: %v", from, err)
+				}
+				must(t, c.Close())
+				left.WriteToUDPAddrPort([]byte("x"), addr)
+			}
+			must(t, left.SetReadDeadline(time.Now().Add(time.Millisecond)))
+			if _, _, err := left.ReadFromUDPAddrPort(make([]byte, 10)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the socket that has left reads %v", err)
+			}
+		})
+	}
+}
+
+// TestLeftAnswers holds that a socket that has left can still answer what it got, over both families.
+func TestLeftAnswers(t *testing.T) {
+	if !netns.Enter(t, local...) {
+		return
+	}
+	for _, a := range addresses {
+		t.Run(a.bind+" "+a.asked, func(t *testing.T) {
+			in, left := make(chan *Query, 1), make(chan struct{})
+			h := handler(t, &counter{})
+			serve := h.Serve
+			h.Serve = func(q *Query) {
+				in <- q
+				<-left
+				serve(q)
+			}
+			g, err := Open(a.bind, 1, h)
+			must(t, err)
+			defer g.Close(patience)
+			go func() {
+				<-in
+				if err := Leave(g.sockets[0].conn); err != nil {
+					t.Error(err)
+				}
+				close(left)
+			}()
+			exchange(t, a.asked, ask("example.com.", dns.TypeA))
+		})
+	}
+}
+
+// TestCloseAnswersWhatWasRead holds that a group which is closed while it works on a batch answers all of it.
+func TestCloseAnswersWhatWasRead(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	h := handler(t, &counter{})
+	r := *h.Responders[1]
+	read, view := make(chan struct{}, 1), r.View
+	r.View = func() *zone.View {
+		read <- struct{}{}
+		time.Sleep(100 * time.Millisecond) // for Close to go wrong in
+		return view()
+	}
+	h.Responders[1] = &r
+	g, err := Open("127.0.0.1:53", 1, h)
+	must(t, err)
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		<-read
+		g.Close(patience)
+	}()
+	exchange(t, "127.0.0.1", ask("web.shop.svc.cluster.local.", dns.TypeA))
+	<-closed
+}
+
+// TestLateReplies holds that a query stays what it is when the one who serves it returns before it is answered, as the plugin
+// cache does where it verifies stale records.
+func TestLateReplies(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	h := handler(t, &counter{})
+	serve := h.Serve
+	var late sync.WaitGroup
+	const n = 100
+	answer := make(chan struct{})
+	h.Serve = func(q *Query) {
+		late.Go(func() {
+			<-answer
+			serve(q)
+		})
+	}
+	g, err := Open("127.0.0.1:53", 1, h)
+	must(t, err)
+	defer g.Close(patience)
+	var clients []*dns.Conn
+	for i := range n {
+		c, err := dns.Dial("udp", "127.0.0.1:53")
+		must(t, err)
+		defer c.Close()
+		must(t, c.WriteMsg(ask(fmt.Sprintf("%d.example.com.", i), dns.TypeA)))
+		clients = append(clients, c)
+	}
+	close(answer)
+	for i, c := range clients {
+		must(t, c.SetDeadline(time.Now().Add(patience)))
+		m, err := c.ReadMsg()
+		must(t, err)
+		if want := fmt.Sprintf("%d.example.com.", i); m.Question[0].Name != want || m.Extra[0].(*dns.TXT).Txt[0] != c.LocalAddr().String() {
+			t.Errorf("the answer to %s is %v", want, m)
+		}
+	}
+	late.Wait()
 }
 
 func must(t testing.TB, err error) {

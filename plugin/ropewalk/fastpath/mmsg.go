@@ -12,13 +12,13 @@ import (
 type mmsghdr struct {
 	hdr unix.Msghdr
 	len uint32
-	_   [4]byte
 }
 
 const (
 	// batchLen is how many datagrams are received, and sent, at once.
 	batchLen = 32
-	// querySize bounds queries. A longer one cannot be complete, and fails to parse.
+	// querySize bounds queries. What is longer arrives cut off, and fails to parse. CoreDNS cuts off at 512 octets, and so
+	// finds padded queries malformed that RFC 6891 and RFC 7830 allow.
 	querySize = 4096
 	// replySize bounds answers given here. Longer ones are the server's.
 	replySize = 4096
@@ -29,8 +29,8 @@ const (
 // slot is a datagram with what the kernel tells of it.
 type slot struct {
 	iov     unix.Iovec
+	control [controlSize]byte     // aligned as a pointer, for a struct cmsghdr
 	name    unix.RawSockaddrInet6 // or, with its first octets, a RawSockaddrInet4
-	control [controlSize]byte
 	query   [querySize]byte
 	reply   [replySize]byte
 }

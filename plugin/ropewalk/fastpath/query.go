@@ -14,8 +14,10 @@ type query struct {
 	options    []byte
 }
 
+// HeaderLen is the length of a header in octets. No Query is shorter.
+const HeaderLen = 12
+
 const (
-	headerLen = 12
 	// optLen is the length of an OPT record without options (RFC 6891 section 6.1.2).
 	optLen  = 11
 	typeOPT = 41
@@ -33,21 +35,21 @@ const (
 
 // isQuery says whether a message may be a query at all. What is not gets no answer from anybody, since that might go
 // round for ever.
-func isQuery(b []byte) bool { return len(b) >= headerLen && b[2]&flagQR == 0 }
+func isQuery(b []byte) bool { return len(b) >= HeaderLen && b[2]&flagQR == 0 }
 
 // parse reads a plain query: opcode QUERY, one question of class IN with an uncompressed name and a type that stands for
 // data, and at most an OPT record of version 0 behind it. All else is left to a complete parser.
 func (q *query) parse(b []byte) bool {
-	if len(b) < headerLen+5 || b[2]&(flagQR|maskOpcode|flagAA|flagTC) != 0 {
+	if len(b) < HeaderLen+5 || b[2]&(flagQR|maskOpcode|flagAA|flagTC) != 0 {
 		return false
 	}
 	// QDCOUNT, ANCOUNT and NSCOUNT at once.
 	if binary.BigEndian.Uint32(b[4:]) != 1<<16 || binary.BigEndian.Uint16(b[8:]) != 0 {
 		return false
 	}
-	off := headerLen
+	off := HeaderLen
 	for {
-		if off >= len(b) || off-headerLen > 254 {
+		if off >= len(b) || off-HeaderLen > 254 {
 			return false
 		}
 		l := int(b[off])

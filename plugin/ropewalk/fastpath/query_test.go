@@ -47,7 +47,7 @@ func TestParse(t *testing.T) {
 		{"cookie", pack(t, change(ask(name, dns.TypeA), withOption(&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0011223344556677"}))), true},
 		{"checking disabled", pack(t, change(ask(name, dns.TypeA), func(m *dns.Msg) { m.CheckingDisabled = true })), true},
 		{"empty", nil, false},
-		{"header", make([]byte, headerLen), false},
+		{"header", make([]byte, HeaderLen), false},
 		{"response", pack(t, change(ask(name, dns.TypeA), func(m *dns.Msg) { m.Response = true })), false},
 		{"notify", pack(t, change(ask(name, dns.TypeA), func(m *dns.Msg) { m.Opcode = dns.OpcodeNotify })), false},
 		{"class", pack(t, change(ask(name, dns.TypeA), func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS })), false},
@@ -57,7 +57,7 @@ func TestParse(t *testing.T) {
 		})), false},
 		{"TSIG", pack(t, ask(name, dns.TypeA).SetEdns0(1232, false).SetTsig("key.", dns.HmacSHA256, 300, 1)), false},
 		{"EDNS version 1", pack(t, change(ask(name, dns.TypeA), withOption(), func(m *dns.Msg) { m.IsEdns0().SetVersion(1) })), false},
-		{"compressed", append(pack(t, ask(".", dns.TypeA))[:headerLen], 0xC0, headerLen, 0, 1, 0, 1), false},
+		{"compressed", append(pack(t, ask(".", dns.TypeA))[:HeaderLen], 0xC0, HeaderLen, 0, 1, 0, 1), false},
 		{"trailing", append(pack(t, ask(name, dns.TypeA)), 0), false},
 		{"cut", pack(t, ask(name, dns.TypeA))[:30], false},
 	}
@@ -101,7 +101,7 @@ func FuzzParse(f *testing.F) {
 		}
 		name := make([]byte, 256)
 		n, err := dns.PackDomainName(m.Question[0].Name, name, 0, nil, false)
-		if err != nil || !bytes.Equal(name[:n], b[headerLen:q.end-4]) {
+		if err != nil || !bytes.Equal(name[:n], b[HeaderLen:q.end-4]) {
 			t.Fatalf("name: %q, %v", name[:n], err)
 		}
 		opt := m.IsEdns0()

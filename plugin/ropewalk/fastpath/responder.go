@@ -69,7 +69,7 @@ func (r *Responder) respond(buf, in []byte, q *query) (rep reply, ok bool) {
 		return reply{}, false
 	case room < limit && msg[2]&flagTC != 0: // the buffer was too small, not the client's
 		return reply{}, false
-	case res.Rcode == zone.RcodeNameError && !res.Aliased && r.Fallthrough.Match(in[headerLen:q.end-4]) >= 0:
+	case res.Rcode == zone.RcodeNameError && !res.Aliased && r.Fallthrough.Match(in[HeaderLen:q.end-4]) >= 0:
 		return reply{}, false
 	case r.PositiveOnly && (res.Rcode != zone.RcodeSuccess || msg[6] == 0 && msg[7] == 0):
 		return reply{}, false

@@ -206,7 +206,7 @@ func FuzzRespond(f *testing.F) {
 		if err := m.Unpack(rep.msg); err != nil {
 			t.Fatal(err)
 		}
-		if string(rep.msg[headerLen:q.end]) != string(in[headerLen:q.end]) {
+		if string(rep.msg[HeaderLen:q.end]) != string(in[HeaderLen:q.end]) {
 			t.Fatal("the question is another one")
 		}
 		m.Extra = deleteOPT(m.Extra)

@@ -182,7 +182,7 @@ func (s *socket) answer(i int) (next int) {
 			s.miss(i)
 			continue
 		}
-		name := in[headerLen : q.end-4]
+		name := in[HeaderLen : q.end-4]
 		route := h.Zones.Match(name)
 		if route < 0 || h.Responders[route] == nil {
 			s.miss(i)
