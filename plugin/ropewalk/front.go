@@ -3,6 +3,7 @@ package ropewalk
 import (
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -62,13 +63,26 @@ func (h *Ropewalk) decorate(s *dnsserver.Server) dns.DecorateWriter {
 		return nil
 	}
 	handler, on, sockets := fastHandler(s)
-	fronts.join(h, conn, handler, on, sockets)
+	fronts.join(h, conn, boundTo(conn, s), handler, on, sockets)
 	return nil
 }
 
+// boundTo returns the address that a server's socket is, or once was, bound to.
+func boundTo(conn *net.UDPConn, s *dnsserver.Server) string {
+	if !fastpath.HasLeft(conn) {
+		return conn.LocalAddr().String()
+	}
+	addr := strings.TrimPrefix(s.Addr, "dns://")
+	if strings.HasPrefix(addr, ":") {
+		addr = "[::]" + addr
+	}
+	return addr
+}
+
 // join makes a server of the instance of CoreDNS that by is part of a user of the front at the address of its socket, and h
-// what the fast path does there. Where there is none yet, there will be one only if on says so.
-func (r *frontage) join(by *Ropewalk, conn *net.UDPConn, h *fastpath.Handler, on bool, sockets int) {
+// what the fast path does there. Where there is none yet, there will be one only if on says so, or if the socket has left its
+// group in the process that this one has taken over from (caddy.Upgrade).
+func (r *frontage) join(by *Ropewalk, conn *net.UDPConn, addr string, h *fastpath.Handler, on bool, sockets int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if by.gone {
@@ -77,10 +91,13 @@ func (r *frontage) join(by *Ropewalk, conn *net.UDPConn, h *fastpath.Handler, on
 		return
 	}
 	u := &user{inst: by.inst, conn: conn, handler: h}
-	f := r.at(conn)
+	f := r.at(conn, addr)
 	f.users = append(f.users, u)
 	if f.group != nil {
 		f.group.Handle(h)
+	}
+	if f.group == nil && fastpath.HasLeft(conn) {
+		on, sockets = true, max(sockets, 1)
 	}
 	if on && (f.group == nil || f.group.Len() != sockets) {
 		g, err := fastpath.Open(f.addr, sockets, h)
@@ -102,8 +119,8 @@ func (r *frontage) join(by *Ropewalk, conn *net.UDPConn, h *fastpath.Handler, on
 }
 
 // at returns the front of the address that a socket is, or once was, bound to.
-func (r *frontage) at(conn *net.UDPConn) *front {
-	ino, addr := inode(conn), conn.LocalAddr().String()
+func (r *frontage) at(conn *net.UDPConn, addr string) *front {
+	ino := inode(conn)
 	i := slices.IndexFunc(r.fronts, func(f *front) bool { return f.sockets[ino] })
 	if i < 0 {
 		i = slices.IndexFunc(r.fronts, func(f *front) bool { return f.addr == addr })

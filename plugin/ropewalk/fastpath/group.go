@@ -158,6 +158,14 @@ func Leave(conn *net.UDPConn) error {
 	})
 }
 
+// HasLeft says whether a socket has left the group of its address, in this process or in one that it is inherited from.
+func HasLeft(conn *net.UDPConn) bool {
+	return control(conn, func(fd int) error {
+		_, err := unix.Getpeername(fd)
+		return err
+	}) == nil
+}
+
 // nobodies returns addresses that nobody sends from, one of which a socket bound to local can be connected to. They are
 // different each time, and the best come first: whoever knows one can send an ICMP error that seems to come from there,
 // which the kernel hands to the socket's reader. CoreDNS's own gives up then, and takes its socket from the next reload.

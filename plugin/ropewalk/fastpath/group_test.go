@@ -97,8 +97,14 @@ func TestLeave(t *testing.T) {
 			if n := send(t, a.asked, first, second); n[0] == 0 || n[1] == 0 {
 				t.Fatalf("both in the group: got %v", n)
 			}
+			if HasLeft(first) {
+				t.Fatal("has left before it does")
+			}
 			must(t, Leave(first))
 			must(t, Leave(first))
+			if !HasLeft(first) {
+				t.Fatal("has not left")
+			}
 			if n := send(t, a.asked, first, second); n[0] != 0 {
 				t.Fatalf("the first has left: got %v", n)
 			}
