@@ -31,16 +31,19 @@ bench: ## run the benchmarks of the hot path
 	$(GO) test -run '^$$' -bench . -benchmem ./plugin/ropewalk/radix ./plugin/ropewalk/zone ./plugin/ropewalk/fastpath
 
 .PHONY: bench-dns
-bench-dns: tools build ## compare with CoreDNS, Knot, NSD and Unbound, into docs/benchmarks.md (root; 6 minutes)
+bench-dns: tools build stock ## compare with CoreDNS, Knot, NSD and Unbound, into docs/benchmarks.md (root; 6 minutes)
 	RUNLEVEL=1 test/tools.sh taskset:util-linux knotd:knot nsd:nsd unbound:unbound # RUNLEVEL: no daemon is started
-	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' \
-		github.com/coredns/coredns@$$($(GO) list -m -f '{{.Version}}' github.com/coredns/coredns)
 	$(GO) build -o bin/load ./test/bench/dns/load
 	$(GO) run ./test/bench/dns -write docs/benchmarks.md $(FLAGS)
 
 .PHONY: bench-dns-scale
-bench-dns-scale: build ## compare start, memory and changes with stock CoreDNS on a large cluster (root)
-	$(GO) run ./test/bench/scale
+bench-dns-scale: tools build stock ## compare with CoreDNS on a large cluster, into docs/benchmarks.md (root; 5 minutes)
+	$(GO) run ./test/bench/scale -write docs/benchmarks.md $(FLAGS)
+
+.PHONY: stock
+stock:
+	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' \
+		github.com/coredns/coredns@$$($(GO) list -m -f '{{.Version}}' github.com/coredns/coredns)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (30s)

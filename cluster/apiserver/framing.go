@@ -60,8 +60,7 @@ func nextFrame(r *bufio.Reader) ([]byte, error) {
 }
 
 // readWatchEvent reads a frame. The event's object lies in the frame's memory.
-func readWatchEvent(frame []byte) (*metav1.WatchEvent, error) {
-	e := &metav1.WatchEvent{}
+func readWatchEvent(frame []byte) (e metav1.WatchEvent, err error) {
 	m := message{rest: frame}
 	for m.next() {
 		switch m.num {
@@ -80,9 +79,9 @@ func readWatchEvent(frame []byte) (*metav1.WatchEvent, error) {
 	if m.whole() {
 		return e, nil
 	}
-	*e = metav1.WatchEvent{}
+	e = metav1.WatchEvent{}
 	if err := e.Unmarshal(frame); err != nil {
-		return nil, fmt.Errorf("%w: %v", errMalformed, err) // not %w: the end of a frame is not that of the stream
+		return e, fmt.Errorf("%w: %v", errMalformed, err) // not %w: the end of a frame is not that of the stream
 	}
 	return e, nil
 }

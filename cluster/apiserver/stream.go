@@ -110,14 +110,14 @@ func (s *stream) next(patience time.Duration) (event, error) {
 }
 
 // read returns the next event in its envelope.
-func (s *stream) read() (*metav1.WatchEvent, error) {
+func (s *stream) read() (raw metav1.WatchEvent, err error) {
 	if !s.framed && s.events == nil {
 		// Framing is by length for protobuf, whose first byte would be that of a length over 500 MB if it were JSON's
 		// brace or a blank.
 		first, err := s.body.Peek(1)
 		if err != nil {
 			s.body.err = err
-			return nil, err
+			return raw, err
 		}
 		if s.framed = first[0] < '\t'; !s.framed {
 			info := s.json.StreamSerializer
@@ -132,14 +132,14 @@ func (s *stream) read() (*metav1.WatchEvent, error) {
 		if err != errTooLarge {
 			s.body.err = err
 		}
-		return nil, err
+		return raw, err
 	}
-	raw := &metav1.WatchEvent{}
-	_, _, err := s.events.Decode(nil, raw)
-	return raw, err
+	decoded := &metav1.WatchEvent{}
+	_, _, err = s.events.Decode(nil, decoded)
+	return *decoded, err
 }
 
-func (s *stream) event(raw *metav1.WatchEvent) (event, error) {
+func (s *stream) event(raw metav1.WatchEvent) (event, error) {
 	e := event{kind: watch.EventType(raw.Type)}
 	switch e.kind {
 	case watch.Added, watch.Modified, watch.Deleted, watch.Bookmark:

@@ -126,14 +126,15 @@ func (r *lean) readSlice(b []byte, o *discoveryv1.EndpointSlice) bool {
 		case 1:
 			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, false))
 		case 2:
-			n := len(o.Endpoints)
-			o.Endpoints = slices.Grow(o.Endpoints, 1)[:n+1]
-			e := &o.Endpoints[n]
-			*e = discoveryv1.Endpoint{Addresses: e.Addresses[:0]}
-			m.and(r.readEndpoint(m.bytes(), e))
+			e := more(&o.Endpoints)
+			was := *e
+			*e = discoveryv1.Endpoint{Addresses: was.Addresses[:0]}
+			m.and(r.readEndpoint(m.bytes(), e, &was))
 		case 3:
-			o.Ports = append(o.Ports, discoveryv1.EndpointPort{})
-			m.and(r.readEndpointPort(m.bytes(), &o.Ports[len(o.Ports)-1]))
+			p := more(&o.Ports)
+			was := *p
+			*p = discoveryv1.EndpointPort{}
+			m.and(r.readEndpointPort(m.bytes(), p, &was))
 		case 4:
 			o.AddressType = discoveryv1.AddressType(r.names.bytes(m.bytes()))
 		}
@@ -141,19 +142,37 @@ func (r *lean) readSlice(b []byte, o *discoveryv1.EndpointSlice) bool {
 	return m.whole()
 }
 
-func (r *lean) readEndpoint(b []byte, o *discoveryv1.Endpoint) bool {
+// more makes a list longer by one and returns the new element, which is what was there before.
+func more[T any](list *[]T) *T {
+	n := len(*list)
+	*list = slices.Grow(*list, 1)[:n+1]
+	return &(*list)[n]
+}
+
+// again returns what is not used any more as if it were new, if there is such a thing.
+func again[T any](was *T) *T {
+	if was == nil {
+		return new(T)
+	}
+	var zero T
+	*was = zero
+	return was
+}
+
+// readEndpoint may use what was points to.
+func (r *lean) readEndpoint(b []byte, o, was *discoveryv1.Endpoint) bool {
 	m := message{rest: b}
 	for m.next() {
 		switch m.num {
 		case 1:
 			o.Addresses = append(o.Addresses, m.text())
 		case 2:
-			m.and(readConditions(m.bytes(), &o.Conditions))
+			m.and(readConditions(m.bytes(), &o.Conditions, was.Conditions.Ready))
 		case 3:
 			o.Hostname = new(m.text())
 		case 4:
 			if o.TargetRef == nil {
-				o.TargetRef = &corev1.ObjectReference{}
+				o.TargetRef = again(was.TargetRef)
 			}
 			m.and(readReference(m.bytes(), o.TargetRef))
 		case 6:
@@ -165,11 +184,12 @@ func (r *lean) readEndpoint(b []byte, o *discoveryv1.Endpoint) bool {
 	return m.whole()
 }
 
-func readConditions(b []byte, o *discoveryv1.EndpointConditions) bool {
+func readConditions(b []byte, o *discoveryv1.EndpointConditions, was *bool) bool {
 	m := message{rest: b}
 	for m.next() {
 		if m.num == 1 {
-			o.Ready = new(m.number() != 0)
+			o.Ready = again(was)
+			*o.Ready = m.number() != 0
 		}
 	}
 	return m.whole()
@@ -185,16 +205,18 @@ func readReference(b []byte, o *corev1.ObjectReference) bool {
 	return m.whole()
 }
 
-func (r *lean) readEndpointPort(b []byte, o *discoveryv1.EndpointPort) bool {
+// readEndpointPort may use what was points to.
+func (r *lean) readEndpointPort(b []byte, o, was *discoveryv1.EndpointPort) bool {
 	m := message{rest: b}
 	for m.next() {
 		switch m.num {
 		case 1:
 			o.Name = r.names.shared(m.bytes())
 		case 2:
-			o.Protocol = new(corev1.Protocol(r.names.bytes(m.bytes())))
+			o.Protocol = (*corev1.Protocol)(r.names.shared(m.bytes()))
 		case 3:
-			o.Port = new(int32(m.number()))
+			o.Port = again(was.Port)
+			*o.Port = int32(m.number())
 		}
 	}
 	return m.whole()

@@ -1,20 +1,19 @@
 package radix
 
-import (
-	"bytes"
-	"slices"
-)
+import "bytes"
 
 // pageSize is how many keys lie in a page before it becomes a node with pages below it.
 const pageSize = 32
 
-// page is a sorted run of suffixes, what is left of keys at this place of the tree, and their values. It never changes.
+// page is a sorted run of suffixes, what is left of keys at this place of the tree, and their values. gen is that of a
+// node: a transaction may write to the pages that it has made.
 //
 // Looking for one key, which is what happens all the time, takes the cache line of tags, those with its value and its
 // end, and the one with its suffix. They are in one piece so that the processor need not wait for one to fetch the next.
 type page[V any] struct {
 	// text holds the suffixes one after the other; ends[i] is where the i-th ends. tags[i] is its tag.
 	text string
+	gen  uint64
 	n    int
 	tags [pageSize]uint8
 	ends [pageSize]uint16
@@ -36,13 +35,13 @@ type item[V any] struct {
 	val    *V
 }
 
-// newPage makes a page of sorted items, pageSize at most and at least one.
-func newPage[V any](items []item[V]) *page[V] {
+// newPage makes a page of sorted items, pageSize at most and at least one, for the transaction of gen.
+func newPage[V any](gen uint64, items []item[V]) *page[V] {
 	size := 0
 	for _, it := range items {
 		size += len(it.suffix)
 	}
-	p, text := &page[V]{n: len(items)}, make([]byte, 0, size)
+	p, text := &page[V]{gen: gen, n: len(items)}, make([]byte, 0, size)
 	for i, it := range items {
 		text = append(text, it.suffix...)
 		p.vals[i], p.ends[i], p.tags[i] = it.val, uint16(len(text)), tag(it.suffix)
@@ -133,33 +132,40 @@ func (p *page[V]) items(lead string) []item[V] {
 	return items
 }
 
-// with returns the page with v as the i-th value.
-func (p *page[V]) with(i int, v *V) *page[V] {
+// own returns a page that the transaction of gen may write to: p itself or a copy.
+func (p *page[V]) own(gen uint64) *page[V] {
+	if p.gen == gen {
+		return p
+	}
 	c := *p
-	c.vals[i] = v
+	c.gen = gen
 	return &c
 }
 
-// insert returns the page with suffix as its i-th item. The page must not be full.
-func (p *page[V]) insert(i int, suffix []byte, v *V) *page[V] {
+// insert makes suffix the i-th item. The page must not be full.
+func (p *page[V]) insert(i int, suffix []byte, v *V) {
 	at := p.start(i)
-	c := *p
-	c.text, c.n = p.text[:at]+string(suffix)+p.text[at:], p.n+1
-	copy(c.tags[i+1:], p.tags[i:p.n])
-	copy(c.vals[i+1:], p.vals[i:p.n])
-	c.tags[i], c.vals[i], c.ends[i] = tag(suffix), v, uint16(at+len(suffix))
-	for j := i + 1; j < c.n; j++ {
-		c.ends[j] = p.ends[j-1] + uint16(len(suffix))
+	p.text = p.text[:at] + string(suffix) + p.text[at:]
+	copy(p.tags[i+1:], p.tags[i:p.n])
+	copy(p.vals[i+1:], p.vals[i:p.n])
+	for j := p.n; j > i; j-- {
+		p.ends[j] = p.ends[j-1] + uint16(len(suffix))
 	}
-	return &c
+	p.tags[i], p.vals[i], p.ends[i] = tag(suffix), v, uint16(at+len(suffix))
+	p.n++
 }
 
-// remove returns the page without the i-th item, nil if none is left.
-func (p *page[V]) remove(i int) *page[V] {
-	if p.n == 1 {
-		return nil
+// remove takes out the i-th item.
+func (p *page[V]) remove(i int) {
+	at, end := p.start(i), int(p.ends[i])
+	p.text = p.text[:at] + p.text[end:]
+	p.n--
+	copy(p.tags[i:p.n], p.tags[i+1:])
+	copy(p.vals[i:p.n], p.vals[i+1:])
+	p.vals[p.n] = nil
+	for j := i; j < p.n; j++ {
+		p.ends[j] = p.ends[j+1] - uint16(end-at)
 	}
-	return newPage(slices.Delete(p.items(""), i, i+1))
 }
 
 func hasPrefix(s string, prefix []byte) bool {

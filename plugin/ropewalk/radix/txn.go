@@ -60,7 +60,7 @@ func (x *Txn[V]) set(s slot[V], key []byte, v *V) (_ slot[V], old *V) {
 	case s.page != nil:
 		return x.setInPage(s.page, key, v)
 	case s.node == nil:
-		return leaf(key, v), nil
+		return leaf(x.t.gen, key, v), nil
 	}
 	n := s.node
 	common := commonPrefix(n.prefix, key)
@@ -80,33 +80,39 @@ func (x *Txn[V]) set(s slot[V], key []byte, v *V) (_ slot[V], old *V) {
 	}
 	if i < 0 || n.slots[i].page == nil {
 		if i++; i == len(n.slots) || n.slots[i].page == nil {
-			n.insert(i, rest[0], leaf(rest, v))
+			n.insert(i, rest[0], leaf(x.t.gen, rest, v))
 			return slot[V]{node: n}, nil
 		}
 		n.keys[i] = rest[0] // the page behind has room for it
 	}
 	p := n.slots[i].page
 	at, found := p.search(rest)
-	switch {
-	case found:
-		n.slots[i].page, old = p.with(at, v), p.vals[at]
-	case p.n < pageSize:
-		n.slots[i].page = p.insert(at, rest, v)
-	default:
+	if !found && p.n == pageSize {
 		x.divide(n, i, at, slices.Insert(p.items(""), at, item[V]{string(rest), v}))
+	} else {
+		n.slots[i].page, old = x.put(p, at, found, rest, v)
 	}
 	return slot[V]{node: n}, old
 }
 
 func (x *Txn[V]) setInPage(p *page[V], key []byte, v *V) (_ slot[V], old *V) {
 	i, found := p.search(key)
-	switch {
-	case found:
-		return slot[V]{page: p.with(i, v)}, p.vals[i]
-	case p.n < pageSize:
-		return slot[V]{page: p.insert(i, key, v)}, nil
+	if !found && p.n == pageSize {
+		return slot[V]{node: x.split(i, slices.Insert(p.items(""), i, item[V]{string(key), v}))}, nil
 	}
-	return slot[V]{node: x.split(i, slices.Insert(p.items(""), i, item[V]{string(key), v}))}, nil
+	p, old = x.put(p, i, found, key, v)
+	return slot[V]{page: p}, old
+}
+
+// put gives suffix, which stands or would stand at i, the value v.
+func (x *Txn[V]) put(p *page[V], i int, found bool, suffix []byte, v *V) (_ *page[V], old *V) {
+	p = p.own(x.t.gen)
+	if found {
+		old, p.vals[i] = p.vals[i], v
+	} else {
+		p.insert(i, suffix, v)
+	}
+	return p, old
 }
 
 // split makes a node of more items than a page can hold. They are sorted and differ; the at-th is new.
@@ -131,7 +137,7 @@ func (x *Txn[V]) divide(n *node[V], i, at int, items []item[V]) {
 	first, last := items[0].suffix[0], items[len(items)-1].suffix[0]
 	switch {
 	case len(items) <= pageSize:
-		n.slots[i] = slot[V]{page: newPage(items)}
+		n.slots[i] = slot[V]{page: newPage(x.t.gen, items)}
 		return
 	case first == last:
 		for j := range items {
@@ -151,8 +157,8 @@ func (x *Txn[V]) divide(n *node[V], i, at int, items []item[V]) {
 			cut = j
 		}
 	}
-	n.slots[i] = slot[V]{page: newPage(items[:cut])}
-	n.insert(i+1, items[cut].suffix[0], slot[V]{page: newPage(items[cut:])})
+	n.slots[i] = slot[V]{page: newPage(x.t.gen, items[:cut])}
+	n.insert(i+1, items[cut].suffix[0], slot[V]{page: newPage(x.t.gen, items[cut:])})
 }
 
 func abs(n int) int { return max(n, -n) }
@@ -167,15 +173,20 @@ func (x *Txn[V]) fork(n *node[V], common int, key []byte, v *V) slot[V] {
 		top.val = v
 		return slot[V]{node: top}
 	}
-	top.insert(1+top.find(key[common]), key[common], leaf(key[common:], v))
+	top.insert(1+top.find(key[common]), key[common], leaf(x.t.gen, key[common:], v))
 	return slot[V]{node: top}
 }
 
 // delete removes key, which is there.
 func (x *Txn[V]) delete(s slot[V], key []byte) slot[V] {
 	if p := s.page; p != nil {
+		if p.n == 1 {
+			return slot[V]{}
+		}
 		i, _ := p.search(key)
-		return slot[V]{page: p.remove(i)}
+		p = p.own(x.t.gen)
+		p.remove(i)
+		return slot[V]{page: p}
 	}
 	rest := key[len(s.node.prefix):]
 	if len(rest) == 0 {
@@ -188,7 +199,7 @@ func (x *Txn[V]) delete(s slot[V], key []byte) slot[V] {
 	if c := n.slots[i]; c.page != nil {
 		n.slots[i] = x.delete(c, rest)
 	} else if c = x.delete(c, rest[1:]); c.page != nil {
-		n.slots[i].node, n.slots[i].page = nil, newPage(c.page.items(string(rest[:1])))
+		n.slots[i].node, n.slots[i].page = nil, newPage(x.t.gen, c.page.items(string(rest[:1])))
 	} else {
 		n.slots[i] = c
 	}
@@ -219,7 +230,7 @@ func (n *node[V]) join(i int) bool {
 	if a.n+b.n > pageSize/2 {
 		return false
 	}
-	n.slots[i].page = newPage(append(a.items(""), b.items("")...))
+	n.slots[i].page = newPage(n.gen, append(a.items(""), b.items("")...))
 	n.keys, n.slots = slices.Delete(n.keys, i+1, i+2), slices.Delete(n.slots, i+1, i+2)
 	return true
 }
@@ -231,7 +242,7 @@ func (n *node[V]) tidy() slot[V] {
 	case len(n.slots) == 0 && n.val == nil:
 		return slot[V]{}
 	case len(n.slots) == 0:
-		return leaf([]byte(n.prefix), n.val)
+		return leaf(n.gen, []byte(n.prefix), n.val)
 	case len(n.slots) > 1:
 		return slot[V]{node: n}
 	}
@@ -243,7 +254,7 @@ func (n *node[V]) tidy() slot[V] {
 		if len(items) > pageSize {
 			return slot[V]{node: n}
 		}
-		return slot[V]{page: newPage(items)}
+		return slot[V]{page: newPage(n.gen, items)}
 	}
 	if n.val != nil {
 		return slot[V]{node: n}
@@ -265,6 +276,6 @@ func (n *node[V]) insert(i int, octet byte, c slot[V]) {
 	n.slots = slices.Insert(n.slots, i, c)
 }
 
-func leaf[V any](suffix []byte, v *V) slot[V] {
-	return slot[V]{page: newPage([]item[V]{{string(suffix), v}})}
+func leaf[V any](gen uint64, suffix []byte, v *V) slot[V] {
+	return slot[V]{page: newPage(gen, []item[V]{{string(suffix), v}})}
 }

@@ -121,9 +121,9 @@ func TestVanished(t *testing.T) {
 		"10.1.0.2 notready,10.1.0.3 ": "h true",
 	} {
 		id := &sliceID{}
-		prev := newSlice(id, slc("a/s", "s-1", "", "10.1.0.1 host=h", "10.1.0.2 host=i"), &Options{})
+		prev := newSlice(id, slc("a/s", "s-1", "", "10.1.0.1 host=h", "10.1.0.2 host=i"), &Options{}, &[2][]endpoint{})
 		o := slc("a/s", "s-1", "", slices.DeleteFunc(strings.Split(after, ","), func(s string) bool { return s == "" })...)
-		labels, any := vanished(prev, newSlice(id, o, &Options{}), o)
+		labels, any := vanished(prev, newSlice(id, o, &Options{}, &[2][]endpoint{}), o)
 		for i, l := range labels {
 			labels[i] = l[1:]
 		}

@@ -346,10 +346,9 @@ func appendOctets(dst []byte, a netip.Addr) []byte {
 	return append(dst, b[:]...)
 }
 
-// newSlice makes the compact form of o.
-func newSlice(id *sliceID, o *cluster.Slice, opts *Options) *slice {
+// newSlice makes the compact form of o. eps is room for it to work in.
+func newSlice(id *sliceID, o *cluster.Slice, opts *Options, eps *[2][]endpoint) *slice {
 	s := &slice{id: id, ports: endpointPorts(o.Ports)}
-	var eps [2][]endpoint // of one family as a rule
 	for i := range o.Endpoints {
 		e := &o.Endpoints[i]
 		if !e.Ready || !e.Addr.IsValid() {
@@ -363,6 +362,8 @@ func newSlice(id *sliceID, o *cluster.Slice, opts *Options) *slice {
 	}
 	for f := range eps {
 		s.fam[f] = newTable(f, eps[f], opts.Zonal)
+		clear(eps[f]) // lets go of the strings in it
+		eps[f] = eps[f][:0]
 	}
 	return s
 }
@@ -515,7 +516,11 @@ func servicePorts(ps []cluster.ServicePort) portList {
 
 func endpointPorts(ps []cluster.EndpointPort) portList {
 	// In the order of their numbers, ports that make one SRV record follow each other.
-	ps = slices.SortedStableFunc(slices.Values(ps), func(a, b cluster.EndpointPort) int { return cmp.Compare(a.Port, b.Port) })
+	byNumber := func(a, b cluster.EndpointPort) int { return cmp.Compare(a.Port, b.Port) }
+	if !slices.IsSortedFunc(ps, byNumber) {
+		ps = slices.Clone(ps)
+		slices.SortStableFunc(ps, byNumber)
+	}
 	b := make([]byte, 0, 64)
 	for _, p := range ps {
 		b = appendPort(b, p.Port, string(p.Protocol), p.Name)

@@ -32,6 +32,7 @@ type writer struct {
 	synced cluster.Kinds
 
 	held []heldUntil
+	eps  [2][]endpoint // see newSlice
 	// batch is what was taken since the last publish; dirty says that a View would differ, moved which serials go up.
 	batch []cluster.Change
 	dirty bool
@@ -235,8 +236,10 @@ func (w *writer) namespace(name string, exists bool) {
 	w.tidy(sp)
 }
 
-func labelKey(label string) []byte {
-	return append([]byte{byte(len(label))}, strings.ToLower(label)...)
+func labelKey(label string) []byte { return appendLabelKey(nil, label) }
+
+func appendLabelKey(dst []byte, label string) []byte {
+	return append(append(dst, byte(len(label))), strings.ToLower(label)...)
 }
 
 // serviceNamed returns the service's identity, made if need be; nil for a name that no service can have.
@@ -247,7 +250,9 @@ func (sp *space) serviceNamed(name string, imported bool) *service {
 	}
 	s := in[name]
 	if s == nil && isObjectName(name) {
-		s = &service{key: string(append(labelKey(sp.name), labelKey(name)...)), ns: sp, imported: imported}
+		var buf [2 * (1 + 63)]byte
+		key := appendLabelKey(appendLabelKey(buf[:0], sp.name), name)
+		s = &service{key: string(key), ns: sp, imported: imported}
 		s.of = s
 		in[s.name()] = s
 	}
@@ -339,7 +344,7 @@ func (w *writer) slice(key cluster.Key, imported bool, o *cluster.Slice, mayHold
 		s.ids++
 	}
 	id.gen = w.gens[cluster.KindSlice]
-	return w.replaceSlice(id, newSlice(id, o, w.opts), o, mayHold)
+	return w.replaceSlice(id, newSlice(id, o, w.opts, &w.eps), o, mayHold)
 }
 
 // replaceSlice puts next in the place of id's present state. o is the object behind next, nil if it is gone.
@@ -618,16 +623,17 @@ func changedSlices(have, want []*slice) (gone, come []*slice) {
 	return gone, want[j:]
 }
 
+var noSlice = &slice{}
+
 // moveSlice takes the addresses of what is served of id out and puts those of new in, which may be nil.
 func (w *writer) moveSlice(id *sliceID, new *slice) {
-	var none slice
 	old := id.served
 	id.served = new
 	if old == nil {
-		old = &none
+		old = noSlice
 	}
 	if new == nil {
-		new = &none
+		new = noSlice
 	}
 	for f := range old.fam {
 		a, b := &old.fam[f], &new.fam[f]

@@ -5,19 +5,17 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/ropewalk-net/ropewalk/test/bench/box"
 	"github.com/ropewalk-net/ropewalk/test/bench/report"
 	"github.com/ropewalk-net/ropewalk/test/standin"
 )
@@ -37,57 +35,11 @@ var (
 	client   = flag.String("client", "dnsperf", "who asks: dnsperf, or what test/bench/dns/load is built as")
 	only     = flag.String("only", ".", "measure the servers whose names match, and Ropewalk's plugin chain")
 	doc      = flag.String("write", "", "a document to write the tables into")
-	inside   = flag.String("inside", "", "the scratch directory, in the namespaces: for the program itself")
 )
 
-func main() {
-	flag.Parse()
-	err := errors.New("unexpected arguments")
-	switch {
-	case flag.NArg() > 0:
-	case *inside == "":
-		err = enter()
-	default:
-		err = bench(*inside)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench-dns:", err)
-		os.Exit(1)
-	}
-}
-
-// enter runs the program again on the clients' core in network, mount and process namespaces of its own: whatever it has
-// started ends with it.
-func enter() error {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	dir, err := os.MkdirTemp("", "bench-dns")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	args := append([]string{"--cpu-list", clientCore, self, "-inside", dir}, os.Args[1:]...)
-	cmd := exec.CommandContext(ctx, "taskset", args...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
-		Pdeathsig:  syscall.SIGKILL,
-		Setpgid:    true, // an interrupt comes to us alone
-	}
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("in the namespaces (which need root): %w", err)
-	}
-	return nil
-}
+func main() { box.Run("bench-dns", clientCore, bench) }
 
 func bench(dir string) error {
-	if err := prepare(); err != nil {
-		return err
-	}
 	api := standin.New(nil)
 	defer api.Close()
 	api.Apply(objects(*services)...)
@@ -108,7 +60,7 @@ func bench(dir string) error {
 	if err := b.start(subjects(*ours, *stock), workloads); err != nil {
 		return err
 	}
-	text := report.Stamp(command(), time.Now())
+	text := report.Stamp(report.Command("make bench-dns"), time.Now())
 	fmt.Println(text)
 	for _, w := range workloads {
 		results, err := b.measure(w)
@@ -123,30 +75,6 @@ func bench(dir string) error {
 		return nil
 	}
 	return report.Save(*doc, "bench-dns", text)
-}
-
-// command is what one types to get this run.
-func command() string {
-	var flags []string
-	flag.Visit(func(f *flag.Flag) {
-		if f.Name != "inside" && f.Name != "write" {
-			flags = append(flags, fmt.Sprintf("-%s=%q", f.Name, f.Value))
-		}
-	})
-	if len(flags) == 0 {
-		return "make bench-dns"
-	}
-	return fmt.Sprintf("make bench-dns FLAGS='%s'", strings.Join(flags, " "))
-}
-
-func prepare() error {
-	// What is mounted here must not show outside.
-	err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, "")
-	err = errors.Join(err, syscall.Mount("proc", "/proc", "proc", 0, ""))
-	if out, e := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); e != nil {
-		err = errors.Join(err, fmt.Errorf("ip: %w: %s", e, out))
-	}
-	return err
 }
 
 // bencher has the servers running.

@@ -13,7 +13,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/sys/unix"
+
+	"github.com/ropewalk-net/ropewalk/test/bench/box"
 )
 
 // process is a running server, in a session of its own, with all its processes on one core.
@@ -89,9 +90,8 @@ func (r *process) stop() {
 	}
 }
 
-// cpu returns the time that all of the server's processes have run for, in user and kernel mode, from their clocks
-// (clock_getcpuclockid(3)), which count in nanoseconds where /proc/PID/stat counts ticks. Processes that have ended do not
-// count; servers start theirs once.
+// cpu returns the time that all of the server's processes have run for. Processes that have ended do not count; servers
+// start theirs once.
 func (r *process) cpu() (sum time.Duration, err error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -109,11 +109,11 @@ func (r *process) cpu() (sum time.Duration, err error) {
 		if session != r.cmd.Process.Pid {
 			continue
 		}
-		var ts unix.Timespec
-		if err := unix.ClockGettime(int32(^pid<<3|2), &ts); err != nil {
-			return 0, fmt.Errorf("clock of process %d: %w", pid, err)
+		t, err := box.CPU(pid)
+		if err != nil {
+			return 0, err
 		}
-		sum += time.Duration(ts.Nano())
+		sum += t
 	}
 	if sum == 0 {
 		return 0, errEnded

@@ -3,6 +3,7 @@
 package report
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"regexp"
@@ -12,6 +13,21 @@ import (
 	"time"
 	"unicode/utf8"
 )
+
+// Command is what one types to get this run: a make target, and the program's flags that were given, but for where to run
+// and to write.
+func Command(target string) string {
+	var flags []string
+	flag.Visit(func(f *flag.Flag) {
+		if f.Name != "inside" && f.Name != "write" {
+			flags = append(flags, fmt.Sprintf("-%s=%q", f.Name, f.Value))
+		}
+	})
+	if len(flags) == 0 {
+		return target
+	}
+	return fmt.Sprintf("%s FLAGS='%s'", target, strings.Join(flags, " "))
+}
 
 // Stamp says in Markdown with which command, when and on what machine the text under it was measured.
 func Stamp(command string, at time.Time) string {

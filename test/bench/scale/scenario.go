@@ -20,8 +20,8 @@ type scenario struct {
 	fill    func(*standin.Server)
 	// questions tell that everything has arrived.
 	questions []question
-	// churns and flips say whether 1,000 changes a second and single endpoints of large services are measured.
-	churns, flips bool
+	// changes says whether 1,000 changes a second and single endpoints of large services are measured.
+	changes bool
 }
 
 func scenarios() []scenario {
@@ -34,8 +34,10 @@ func scenarios() []scenario {
 	size := fmt.Sprintf("%d services, %d endpoints", *services, *services**perSlice)
 	verified := question{fmt.Sprintf("%s.%s.pod.cluster.local.", strings.ReplaceAll(podIP(*pods-1), ".", "-"), space((*pods-1)/2)), []string{podIP(*pods - 1)}}
 	return []scenario{
-		{name: size, fill: fillServices, questions: base, churns: true},
-		{name: size + ", and one service of 10000", fill: fillLarge, questions: append(base, hundred.question(0, true), huge.question(0, true)), flips: true},
+		{
+			name: size + ", and a service of 10000", fill: fillLarge, changes: true,
+			questions: append(base, hundred.question(0, true), huge.question(0, true)),
+		},
 		{name: fmt.Sprintf("%s, and %d pods verified", size, *pods), options: []string{"pods verified"}, fill: fillPods, questions: append(base, verified)},
 	}
 }
@@ -60,21 +62,29 @@ func fillPods(api *standin.Server) {
 }
 
 // run measures each candidate in the scenario. They take turns, so that what else the machine does hits all alike.
-func (s scenario) run(ctx context.Context, candidates []candidate) ([]result, error) {
+func (s scenario) run(ctx context.Context, dir string, candidates []candidate) ([]*result, error) {
 	api := standin.New(nil)
 	defer api.Close()
 	s.fill(api)
-	// The first start is for the stand-in to encode what it has, and for the program to come into memory.
-	if err := (scenario{questions: s.questions, options: s.options}).once(ctx, api, candidates[0], &result{}); err != nil {
-		return nil, err
+	// The first starts are for the stand-in to encode what it has, and for the programs to come into memory.
+	var results []*result
+	for _, c := range candidates {
+		results = append(results, &result{name: c.name})
+		p, err := c.start(ctx, dir, api, s.options)
+		if err != nil {
+			return nil, err
+		}
+		_, err = p.ready(ctx, s.questions)
+		p.stop()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
 	}
-	results := make([]result, len(candidates))
-	for range *reps {
+	for range *runs {
 		for i, c := range candidates {
-			results[i].scenario, results[i].candidate = s.name, c.plugin
-			runtime.GC() // not beside what is measured: see measure
-			if err := s.once(ctx, api, c, &results[i]); err != nil {
-				return nil, fmt.Errorf("%s: %w", c.plugin, err)
+			runtime.GC() // not beside what is measured: see bench
+			if err := s.once(ctx, dir, api, c, results[i]); err != nil {
+				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
 		}
 	}
@@ -82,20 +92,22 @@ func (s scenario) run(ctx context.Context, candidates []candidate) ([]result, er
 }
 
 // once starts a candidate and adds what is measured to r.
-func (s scenario) once(ctx context.Context, api *standin.Server, c candidate, r *result) error {
-	p, err := c.start(ctx, api, s.options)
+func (s scenario) once(ctx context.Context, dir string, api *standin.Server, c candidate, r *result) error {
+	p, err := c.start(ctx, dir, api, s.options)
 	if err != nil {
 		return err
 	}
 	defer p.stop()
-	patience, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	start, err := p.ready(patience, s.questions)
+	start, err := p.ready(ctx, s.questions)
+	if err != nil {
+		return err
+	}
+	used, err := p.cpu()
 	if err != nil {
 		return err
 	}
 	r.start.add(start)
-	r.startCPU.add(p.cpu())
+	r.startCPU.add(used)
 	time.Sleep(*settle)
 	resident, peak, err := p.memory()
 	if err != nil {
@@ -103,21 +115,26 @@ func (s scenario) once(ctx context.Context, api *standin.Server, c candidate, r 
 	}
 	r.resident.add(resident)
 	r.peak.add(peak)
-	fmt.Fprintf(os.Stderr, "%s: ready after %v, %d MB, at most %d MB\n", c.plugin, start, resident>>20, peak>>20)
+	fmt.Fprintf(os.Stderr, "%s: ready after %v, %d MB, at most %d MB\n", c.name, start, resident/1e6, peak/1e6)
 	if *heap != "" {
 		if err := saveHeap(*heap); err != nil {
 			return err
 		}
 	}
-	if s.churns {
-		if err := measureChurn(ctx, api, p, r); err != nil {
-			return err
-		}
+	if !s.changes {
+		return nil
 	}
-	if s.flips {
-		return measureFlips(ctx, api, p, r)
+	if err := measureChurn(ctx, api, p, r); err != nil {
+		return err
 	}
-	return nil
+	took, err := hundred.flip(ctx, api, p)
+	if err != nil {
+		return err
+	}
+	r.flip100.add(took)
+	took, err = huge.flip(ctx, api, p)
+	r.flip10000.add(took)
+	return err
 }
 
 // rate is how many changes a second measureChurn makes; every probeEvery-th is one that is looked for in the answers.
@@ -138,79 +155,90 @@ func measureChurn(ctx context.Context, api *standin.Server, p *process, r *resul
 	probes := make(chan probe) // nobody waits: while one is looked for, there is no other
 	var wg sync.WaitGroup
 	var failed error
-	var most int64
+	var answered samples[time.Duration]
 	wg.Go(func() {
 		for q := range probes {
 			if err := q.await(ctx); err != nil {
 				failed = err
 				continue
 			}
-			r.answered.add(time.Since(q.since))
+			answered.add(time.Since(q.since))
 		}
 	})
-	before, begin := p.cpu(), time.Now()
-	n := 0
-	for ; time.Since(begin) < *churn; n++ {
-		time.Sleep(time.Until(begin.Add(time.Duration(n) * time.Second / rate)))
-		switch {
-		case n%probeEvery == 0:
-			i, state := n/probeEvery%numProbes, n
-			since := time.Now()
-			api.Apply(probeSlice(i, state))
-			select {
-			case probes <- probe{probeQuestion(i, state), since}:
-			default:
+	n, most := 0, int64(0)
+	used, err := p.during(func() error {
+		begin := time.Now()
+		for ; time.Since(begin) < *churn; n++ {
+			time.Sleep(time.Until(begin.Add(time.Duration(n) * time.Second / rate)))
+			if n%probeEvery == 0 {
+				i := n / probeEvery % numProbes
+				since := time.Now()
+				api.Apply(probeSlice(i, n))
+				select {
+				case probes <- probe{probeQuestion(i, n), since}:
+				default:
+				}
+			} else {
+				api.Apply(sliceOf(n*7919%(*services-headlessEvery), n%(*perSlice+1)-1))
 			}
-		default:
-			api.Apply(sliceOf(n*7919%(*services-headlessEvery), n%(*perSlice+1)-1))
-		}
-		if n%rate == 0 {
-			resident, _, err := p.memory()
-			if err != nil {
-				return err
+			if n%rate == 0 {
+				resident, _, err := p.memory()
+				if err != nil {
+					return err
+				}
+				most = max(most, resident)
 			}
-			most = max(most, resident)
 		}
-	}
-	r.changeCPU.add((p.cpu() - before) / time.Duration(n))
+		return nil
+	})
 	close(probes)
 	wg.Wait()
-	r.churned.add(most)
-	if took := time.Since(begin); took > *churn*11/10 {
-		return fmt.Errorf("%d changes took %v", n, took)
+	switch {
+	case err != nil:
+		return err
+	case failed != nil:
+		return failed
+	case float64(n) < 0.9*rate*churn.Seconds():
+		return fmt.Errorf("no more than %d changes in %v", n, *churn)
 	}
-	return failed
+	r.changeCPU.add(used / time.Duration(n))
+	r.churned.add(most)
+	r.p50.add(answered.at(0.5))
+	r.p99.add(answered.at(0.99))
+	return nil
 }
 
-// measureFlips compares the CPU time of a change of one endpoint in services of 100 and of 10,000.
-func measureFlips(ctx context.Context, api *standin.Server, p *process, r *result) error {
+// flip returns the server's CPU time for a change of one endpoint of a large service.
+func (l large) flip(ctx context.Context, api *standin.Server, p *process) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	for _, l := range []struct {
-		large
-		to *durations
-	}{{hundred, &r.flip100}, {huge, &r.flip10000}} {
-		const flips, every = 1000, 4 * time.Millisecond
-		before, begin := p.cpu(), time.Now()
+	const flips, every = 1000, 4 * time.Millisecond
+	took, err := p.during(func() error {
+		begin := time.Now()
 		for n := range flips {
 			time.Sleep(time.Until(begin.Add(time.Duration(n) * every)))
 			// Not ready, then ready again, in one slice after the other.
 			api.Apply(l.slice(n/2%l.slices, -(n % 2)))
 		}
-		took := p.cpu() - before
-		last := (flips/2 - 1) % l.slices
-		if err := l.question(last, true).await(ctx); err != nil {
-			return err
-		}
-		api.Apply(l.slice(last, 0))
-		if err := l.question(last, false).await(ctx); err != nil {
-			return err
-		}
-		api.Apply(l.slice(last, -1))
-		if err := l.question(last, true).await(ctx); err != nil {
-			return err
-		}
-		l.to.add(took / flips)
+		return nil
+	})
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	// Whatever came so far has been taken in when a last change is answered.
+	last := (flips/2 - 1) % l.slices
+	if err := l.question(last, true).await(ctx); err != nil {
+		return 0, err
+	}
+	for _, ready := range []bool{false, true} {
+		notReady := -1
+		if !ready {
+			notReady = 0
+		}
+		api.Apply(l.slice(last, notReady))
+		if err := l.question(last, ready).await(ctx); err != nil {
+			return 0, err
+		}
+	}
+	return took / flips, nil
 }

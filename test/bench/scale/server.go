@@ -12,17 +12,16 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/miekg/dns"
 
+	"github.com/ropewalk-net/ropewalk/test/bench/box"
 	"github.com/ropewalk-net/ropewalk/test/standin"
 )
 
-// candidate is a server to be measured: the plugin, and the program that has it.
-type candidate struct{ plugin, binary string }
+// candidate is a server to be measured: what it is called, the plugin, and the program that has it.
+type candidate struct{ name, plugin, binary string }
 
 const (
 	dnsAddr   = "127.0.0.1:1053"
@@ -38,9 +37,8 @@ type process struct {
 }
 
 // start runs the candidate in front of api, with what else the Corefile of a cluster has; the cache is left out, since it
-// would answer with what was.
-func (c candidate) start(ctx context.Context, api *standin.Server, options []string) (*process, error) {
-	dir := os.Getenv("TMPDIR")
+// would answer with what was. Its files go to dir.
+func (c candidate) start(ctx context.Context, dir string, api *standin.Server, options []string) (*process, error) {
 	corefile := filepath.Join(dir, "Corefile")
 	more := ""
 	if *heap != "" {
@@ -57,7 +55,6 @@ func (c candidate) start(ctx context.Context, api *standin.Server, options []str
 		p.cmd.Env = append(os.Environ(), "GODEBUG=memprofilerate=4096")
 	}
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	p.started = time.Now()
 	return p, p.cmd.Start()
 }
@@ -71,6 +68,8 @@ func (p *process) stop() {
 
 // ready waits until the server says that it is and answers all questions rightly, and returns the time since its start.
 func (p *process) ready(ctx context.Context, questions []question) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
 	for ; ; time.Sleep(2 * time.Millisecond) {
 		if resp, err := http.Get(readyURL); err == nil {
 			resp.Body.Close()
@@ -90,14 +89,20 @@ func (p *process) ready(ctx context.Context, questions []question) (time.Duratio
 	return time.Since(p.started), nil
 }
 
-// cpu returns the CPU time the process has had (clock_getcpuclockid(3): the scheduler's clock of a process).
-func (p *process) cpu() time.Duration {
-	var ts syscall.Timespec
-	clock := ^p.cmd.Process.Pid<<3 | 2
-	if _, _, errno := syscall.Syscall(syscall.SYS_CLOCK_GETTIME, uintptr(clock), uintptr(unsafe.Pointer(&ts)), 0); errno != 0 {
-		panic(errno) // The process is our child and has not been waited for.
+// cpu returns the time that the process has run for.
+func (p *process) cpu() (time.Duration, error) { return box.CPU(p.cmd.Process.Pid) }
+
+// during returns for how long the process ran while f did.
+func (p *process) during(f func() error) (time.Duration, error) {
+	before, err := p.cpu()
+	if err != nil {
+		return 0, err
 	}
-	return time.Duration(ts.Nano())
+	if err := f(); err != nil {
+		return 0, err
+	}
+	after, err := p.cpu()
+	return after - before, err
 }
 
 // memory returns what is resident and the most that ever was, in bytes.
