@@ -28,9 +28,8 @@ type socket struct {
 	in       int // received
 	out      int // to be sent
 	sent     int
-	errno    unix.Errno
-	// receive and send are the arguments of raw.Read and raw.Write, made once.
-	receive, send func(fd uintptr) bool
+	// send is the argument of raw.Write, made once.
+	send func(fd uintptr) bool
 }
 
 // socketBuffer is what the kernel is asked for to hold what arrives while a batch is worked on; it may give less
