@@ -17,7 +17,9 @@ import (
 )
 
 // TestFastPathIsTheSame sends packets of all kinds, at random and broken at random, to a server with the fast path and to
-// one without. Both answer alike, down to the bits of the header, but for compression.
+// one without. Both answer alike, down to the bits of the header, but for compression, and for the bounds of what the fast
+// path sends (docs/dns.md): 4,096 octets (whether the answer says so, or repeats what the client takes), and no question along
+// with FORMERR.
 func TestFastPathIsTheSame(t *testing.T) {
 	dir := files(t, "web.yaml", web, "db.yaml", headless("db", 30), "big.yaml", headless("big", 300), "a.yaml", alias("pay", "web.shop.svc.cluster.local"))
 	for name, corefile := range map[string]string{
@@ -38,7 +40,7 @@ func TestFastPathIsTheSame(t *testing.T) {
 			for i := range 3000 {
 				b := packet(r)
 				want, got := chain.ask(t, b), fast.ask(t, b)
-				if diff := differences(want, got); diff != "" {
+				if diff := differences(b, want, got); diff != "" {
 					t.Fatalf("seed %d, packet %d: %x\nchain %x\nfast  %x\n%s", seed, i, b, want, got, diff)
 				}
 			}
@@ -160,9 +162,26 @@ func (a asker) ask(t *testing.T, b []byte) []byte {
 	return buf
 }
 
-// differences returns what is different in two messages other than compression.
-func differences(want, got []byte) string {
+// takes returns how many octets of an answer a query's client takes.
+func takes(query []byte) int {
+	m := new(dns.Msg)
+	if err := m.Unpack(query); err == nil && m.IsEdns0() != nil {
+		return int(m.IsEdns0().UDPSize())
+	}
+	return dns.MinMsgSize
+}
+
+func truncated(b []byte) bool { return len(b) > 12 && b[2]&2 != 0 }
+
+// differences returns what is different in two answers to a query other than compression.
+func differences(query, want, got []byte) string {
 	if bytes.Equal(want, got) {
+		return ""
+	}
+	if takes(query) > 4096 && (len(want) > 4096 || truncated(want)) && truncated(got) && len(got) <= 4096 {
+		return ""
+	}
+	if len(want) >= 12 && len(got) == 12 && want[3]&0xF == dns.RcodeFormatError && bytes.Equal(want[:4], got[:4]) {
 		return ""
 	}
 	if len(want) < 12 || len(got) < 12 || !bytes.Equal(want[:12], got[:12]) {
@@ -172,7 +191,12 @@ func differences(want, got []byte) string {
 	if werr, gerr := w.Unpack(want), g.Unpack(got); werr != nil || gerr != nil {
 		return fmt.Sprintf("unpack: %v, %v", werr, gerr)
 	}
-	w.Compress, g.Compress = true, true
+	for _, m := range []*dns.Msg{w, g} {
+		m.Compress = true
+		if opt := m.IsEdns0(); opt != nil {
+			opt.SetUDPSize(min(opt.UDPSize(), 4096))
+		}
+	}
 	wb, werr := w.Pack()
 	gb, gerr := g.Pack()
 	if werr == nil && gerr == nil && bytes.Equal(wb, gb) {
