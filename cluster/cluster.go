@@ -26,12 +26,13 @@ const (
 	KindNode
 	KindServiceCIDR
 	KindServiceImport
+	KindConfigMap
 
 	// NumKinds is the number of kinds; kinds are 0 to NumKinds-1.
 	NumKinds
 )
 
-var kindNames = [NumKinds]string{"Namespace", "Service", "EndpointSlice", "Pod", "Node", "ServiceCIDR", "ServiceImport"}
+var kindNames = [NumKinds]string{"Namespace", "Service", "EndpointSlice", "Pod", "Node", "ServiceCIDR", "ServiceImport", "ConfigMap"}
 
 // String returns the kind as the Kubernetes API spells it.
 func (k Kind) String() string {
@@ -75,8 +76,8 @@ func (k Key) Compare(o Key) int {
 	return strings.Compare(k.Name, o.Name)
 }
 
-// Object is one of the values of this package: *Namespace, *Service, *Slice, *Pod, *Node, *ServiceCIDR or
-// *ServiceImport.
+// Object is one of the values of this package: *Namespace, *Service, *Slice, *Pod, *Node, *ServiceCIDR,
+// *ServiceImport or *ConfigMap.
 type Object interface {
 	Kind() Kind
 	Key() Key
@@ -114,6 +115,8 @@ type Service struct {
 	Type            ServiceType
 	// Headless says that spec.clusterIP is "None".
 	Headless bool
+	// PublishNotReady is spec.publishNotReadyAddresses. The slice controller applies it before slices are written.
+	PublishNotReady bool
 	// ClusterIPs are the virtual addresses, the primary one first. It is empty for headless services, for ExternalName
 	// services, and for a service that has not been given an address yet.
 	ClusterIPs []netip.Addr
@@ -121,8 +124,9 @@ type Service struct {
 	ExternalName string
 	// Ports may be empty.
 	Ports []ServicePort
-	// PublishNotReady is spec.publishNotReadyAddresses. The slice controller applies it before slices are written.
-	PublishNotReady bool
+	// Proxy is nil unless the Interest asks for Proxy, and nil for services without an address of their own, which no proxy
+	// serves: headless ones, those of type ExternalName, and those that have not been given one yet.
+	Proxy *ServiceProxy `json:",omitempty"`
 }
 
 // ServicePort is one of a Service's ports.
@@ -131,7 +135,39 @@ type ServicePort struct {
 	Name     string
 	Protocol Protocol
 	Port     uint16
+	// NodePort is the port on every node, 0 if there is none. It is 0 unless the Interest asks for Proxy.
+	NodePort uint16 `json:",omitempty"`
 }
+
+// ServiceProxy is what a proxy of services on a node makes its rules of, besides addresses and ports. A service of which
+// ClusterIPs are of one family is of that family only: the addresses and node ports of the other one are not its own. Where to
+// prefer what is near (spec.trafficDistribution) is in the Hints of the slices already.
+type ServiceProxy struct {
+	// ExternalIPs is spec.externalIPs, each once: addresses that other routers lead to the nodes. Left out are those that the
+	// API refuses because they mean something on every node (unspecified, loopback, link-local).
+	ExternalIPs []netip.Addr
+	// LoadBalancerIPs are the addresses of status.loadBalancer.ingress, each once, that packets still have when they come to a
+	// node: those of the mode VIP, or of none (KEP-1860). Those of the mode Proxy are the load balancer's own.
+	LoadBalancerIPs []netip.Addr
+	// SourceRanges says who may send to LoadBalancerIPs: for each family, if there is a range of it, sources in one of them
+	// alone. It is spec.loadBalancerSourceRanges, but for a family that has a range of length 0, which allows all, and is left
+	// out. Where no range of a family is left because one cannot be read, LoadBalancerIPs has none of that family either: a
+	// restriction that is lost should not open what it was for.
+	SourceRanges []netip.Prefix
+	// Affinity is for how long a client that has come back is sent to where it was sent before (sessionAffinity ClientIP), 0 if
+	// it is not. The API has whole seconds of it, at most a day, and DefaultAffinity where there is no number.
+	Affinity time.Duration
+	// InternalLocal and ExternalLocal say that traffic from inside, and to NodePorts, ExternalIPs and LoadBalancerIPs, goes to
+	// endpoints on its node alone (internalTrafficPolicy, KEP-2086, and externalTrafficPolicy). ExternalLocal is false for
+	// services that nothing outside can reach, whatever is written.
+	InternalLocal, ExternalLocal bool
+	// HealthCheckNodePort is where load balancers ask a node whether it has endpoints; 0 if the service has none, which it needs
+	// only as a LoadBalancer that is ExternalLocal.
+	HealthCheckNodePort uint16
+}
+
+// DefaultAffinity is how long clients stay with their endpoint if a service that wants it does not say.
+const DefaultAffinity = 10800 * time.Second
 
 // Slice is a discovery/v1 EndpointSlice of IP addresses. Slices of the address type FQDN never become values.
 type Slice struct {
@@ -148,6 +184,34 @@ type Slice struct {
 	// Triggered is when the change that led to this state of the slice happened (annotation
 	// endpoints.kubernetes.io/last-change-trigger-time); zero if the object does not say.
 	Triggered time.Time
+	// Proxy is nil unless the Interest asks for Proxy.
+	Proxy *SliceProxy `json:",omitempty"`
+}
+
+// SliceProxy is what a proxy of services needs to know of endpoints besides.
+type SliceProxy struct {
+	// Endpoints has one element for each of Slice.Endpoints, in the same order.
+	Endpoints []EndpointProxy
+}
+
+// EndpointProxy is what a proxy of services needs to know of an Endpoint.
+type EndpointProxy struct {
+	// Serving is the condition serving, with absent taken for true, as the API asks consumers to; Terminating is the condition
+	// terminating. Where no endpoint is Ready, those that are serving while they terminate are better than none (KEP-1669).
+	Serving, Terminating bool
+	// Extra says that this is not the first address of its endpoint. Others have no meaning in the API, and kube-proxy does not
+	// look at them.
+	Extra bool
+	// Hints is nil if there are none. Endpoints share it.
+	Hints *Hints `json:",omitempty"`
+}
+
+// Hints say who should prefer an endpoint: the zones and nodes that are named (KEP-2433, KEP-3015). The API takes at most 8 of
+// each. They are of use only where every ready endpoint of a service has some. A name that is empty is left out, so that it
+// cannot mean nodes that have no zone.
+type Hints struct {
+	ForZones []string `json:",omitempty"`
+	ForNodes []string `json:",omitempty"`
 }
 
 // EndpointPort is one of a Slice's ports.
@@ -182,6 +246,58 @@ type Pod struct {
 	IPs []netip.Addr
 	// Labels is nil unless the Interest asks for PodLabels.
 	Labels map[string]string
+	// Hosts is nil unless the Interest asks for PodHosts.
+	Hosts *PodHosts
+}
+
+// PodHosts is what the kubelet makes a pod's hosts file and environment of, besides its name and addresses.
+type PodHosts struct {
+	// UID is metadata.uid, fit to be the name of a directory. The kubelet's directory for the pod is called so; that of a static
+	// pod is not, of which an API server knows the mirror alone, with a UID of its own.
+	UID string
+	// Hostname, Subdomain and HostnameOverride (KEP-4762) are of the spec; empty if it has none.
+	Hostname, Subdomain, HostnameOverride string
+	// HostNetwork says that the pod is on the node's network.
+	HostNetwork bool
+	// Aliases is spec.hostAliases in order.
+	Aliases []HostAlias
+	// NoServiceLinks says that spec.enableServiceLinks is false.
+	NoServiceLinks bool
+	// Annotations are those whose keys begin with AnnotationPrefix; nil if there are none.
+	Annotations map[string]string
+}
+
+// AnnotationPrefix is what Ropewalk's own labels and annotations begin with.
+const AnnotationPrefix = "ropewalk.dev/"
+
+// Own returns the labels or annotations in m whose keys begin with AnnotationPrefix, nil if there are none.
+func Own(m map[string]string) map[string]string {
+	var own map[string]string
+	for k, v := range m {
+		if strings.HasPrefix(k, AnnotationPrefix) {
+			if own == nil {
+				own = map[string]string{}
+			}
+			own[k] = v
+		}
+	}
+	return own
+}
+
+// HostAlias is an entry of spec.hostAliases, which the API has checked: a line of a hosts file.
+type HostAlias struct {
+	// IP is the address as it is written.
+	IP        string   `json:"ip"`
+	Hostnames []string `json:"hostnames,omitempty"`
+}
+
+// ConfigMap is a v1 ConfigMap.
+type ConfigMap struct {
+	Namespace, Name string
+	// Labels are those whose keys begin with AnnotationPrefix.
+	Labels map[string]string
+	// Data is the object's data; binaryData is left aside.
+	Data map[string]string
 }
 
 // Node is a v1 Node.
@@ -189,6 +305,17 @@ type Node struct {
 	Name string
 	// PodCIDRs is spec.podCIDRs in order.
 	PodCIDRs []netip.Prefix
+	// Net is nil unless the Interest asks for NodeNet.
+	Net *NodeNet `json:",omitempty"`
+}
+
+// NodeNet is where a node is.
+type NodeNet struct {
+	// InternalIPs and ExternalIPs are those of status.addresses in order. What Kubernetes takes for a node's own address of a
+	// family is the first one of that family in InternalIPs, else in ExternalIPs.
+	InternalIPs, ExternalIPs []netip.Addr
+	// Zone is the label topology.kubernetes.io/zone, empty if there is none.
+	Zone string
 }
 
 // ServiceCIDR is a networking.k8s.io ServiceCIDR (KEP-1880).
@@ -213,6 +340,7 @@ func (*Pod) Kind() Kind           { return KindPod }
 func (*Node) Kind() Kind          { return KindNode }
 func (*ServiceCIDR) Kind() Kind   { return KindServiceCIDR }
 func (*ServiceImport) Kind() Kind { return KindServiceImport }
+func (*ConfigMap) Kind() Kind     { return KindConfigMap }
 
 func (o *Namespace) Key() Key     { return Key{Name: o.Name} }
 func (o *Service) Key() Key       { return Key{o.Namespace, o.Name} }
@@ -221,3 +349,4 @@ func (o *Pod) Key() Key           { return Key{o.Namespace, o.Name} }
 func (o *Node) Key() Key          { return Key{Name: o.Name} }
 func (o *ServiceCIDR) Key() Key   { return Key{Name: o.Name} }
 func (o *ServiceImport) Key() Key { return Key{o.Namespace, o.Name} }
+func (o *ConfigMap) Key() Key     { return Key{o.Namespace, o.Name} }

@@ -66,8 +66,21 @@ type Interest struct {
 	// Labels selects services, slices and pods, NamespaceLabels namespaces, both as Kubernetes label selectors
 	// ("app in (a, b),!old"); empty selects all.
 	Labels, NamespaceLabels string
-	// PodLabels asks for the labels of pods.
-	PodLabels bool
+	// ServiceLabels and SliceLabels are label selectors for services and for slices, besides Labels. A proxy of services, for
+	// one, leaves those that are labelled service.kubernetes.io/service-proxy-name to another one (KEP-2447), and has no use
+	// for slices that are labelled service.kubernetes.io/headless.
+	ServiceLabels, SliceLabels string
+	// NoHeadless leaves out headless services.
+	NoHeadless bool
+	// PodLabels asks for the labels of pods, PodHosts for Pod.Hosts, Proxy for Service.Proxy, ServicePort.NodePort and
+	// Slice.Proxy, NodeNet for Node.Net.
+	PodLabels, PodHosts, Proxy, NodeNet bool
+	// NodeName selects the pods of a node; empty selects those of all nodes. OneNode says that of the nodes it selects that one,
+	// too, and needs a NodeName.
+	NodeName string
+	OneNode  bool
+	// ConfigMapLabels is a label selector for ConfigMaps; empty selects all.
+	ConfigMapLabels string
 }
 
 // Source delivers the state of a cluster, and then its changes.

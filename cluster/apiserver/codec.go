@@ -82,8 +82,8 @@ type decoder struct {
 }
 
 func newDecoder(c *codec, kind cluster.Kind, gvk schema.GroupVersionKind, conv *converter) *decoder {
-	return &decoder{codec: c, lean: lean{names: conv.names, podLabels: conv.podLabels}, kind: kind, gvk: gvk,
-		apiVersion: gvk.GroupVersion().String()}
+	return &decoder{codec: c, lean: lean{names: conv.names, asks: conv.asks},
+		kind: kind, gvk: gvk, apiVersion: gvk.GroupVersion().String()}
 }
 
 // one decodes an object. What does not say what it is, is taken for one of the decoder's kind.

@@ -2,14 +2,18 @@ package apiserver
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	networkingv1beta1 "k8s.io/api/networking/v1beta1"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation"
 	netutils "k8s.io/utils/net"
 	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
 
@@ -24,8 +28,16 @@ import (
 type converter struct {
 	// names holds strings that many objects have in common; nil shares none.
 	names *interner
-	// podLabels asks for the labels of pods.
-	podLabels bool
+	asks
+	// hints holds what endpoints have in common, by hintsID.
+	hints map[string]*cluster.Hints
+}
+
+// asks says what is taken from objects besides what is taken from all (see cluster.Interest).
+type asks struct{ podLabels, podHosts, proxy, nodeNet bool }
+
+func asksOf(i cluster.Interest) asks {
+	return asks{podLabels: i.PodLabels, podHosts: i.PodHosts, proxy: i.Proxy, nodeNet: i.NodeNet}
 }
 
 // faults are the parts of an object that are no good, in words.
@@ -63,6 +75,8 @@ func (c *converter) object(o runtime.Object) (cluster.Object, faults) {
 		}
 	case *corev1.Node:
 		v = c.node(o, &f)
+	case *corev1.ConfigMap:
+		v = c.configMap(o)
 	case *networkingv1.ServiceCIDR:
 		v = serviceCIDR(o.Name, o.Spec.CIDRs, &f)
 	case *networkingv1beta1.ServiceCIDR:
@@ -88,7 +102,13 @@ func (c *converter) service(o *corev1.Service, f *faults) *cluster.Service {
 	}
 	s.Ports = sized[cluster.ServicePort](len(o.Spec.Ports))
 	for _, p := range o.Spec.Ports {
-		s.Ports = c.appendPort(s.Ports, p.Name, p.Protocol, p.Port, f)
+		n := len(s.Ports)
+		if s.Ports = c.appendPort(s.Ports, p.Name, p.Protocol, p.Port, f); c.proxy && len(s.Ports) > n {
+			s.Ports[n].NodePort = optionalPort(p.NodePort, "node port", f)
+		}
+	}
+	if c.proxy && len(s.ClusterIPs) > 0 {
+		s.Proxy = serviceProxy(o, s.Type, f)
 	}
 	return s
 }
@@ -154,12 +174,12 @@ func (c *converter) slice(o *discoveryv1.EndpointSlice, f *faults) *cluster.Slic
 	}
 	s := &cluster.Slice{
 		Namespace: c.names.get(o.Namespace), Name: o.Name,
-		Service:   o.Labels[discoveryv1.LabelServiceName],
-		Import:    o.Labels[mcsv1alpha1.LabelServiceName],
-		Cluster:   c.names.get(o.Labels[mcsv1alpha1.LabelSourceCluster]),
-		Ports:     c.endpointPorts(o.Ports, f),
-		Endpoints: c.endpoints(o.Endpoints, f),
+		Service: o.Labels[discoveryv1.LabelServiceName],
+		Import:  o.Labels[mcsv1alpha1.LabelServiceName],
+		Cluster: c.names.get(o.Labels[mcsv1alpha1.LabelSourceCluster]),
+		Ports:   c.endpointPorts(o.Ports, f),
 	}
+	s.Endpoints, s.Proxy = c.endpoints(o.Endpoints, f)
 	if t := o.Annotations[corev1.EndpointsLastChangeTriggerTime]; t != "" {
 		var err error
 		if s.Triggered, err = time.Parse(time.RFC3339Nano, t); err != nil {
@@ -192,12 +212,16 @@ func (c *converter) endpointPorts(ports []discoveryv1.EndpointPort, f *faults) [
 	return out
 }
 
-func (c *converter) endpoints(endpoints []discoveryv1.Endpoint, f *faults) []cluster.Endpoint {
+func (c *converter) endpoints(endpoints []discoveryv1.Endpoint, f *faults) ([]cluster.Endpoint, *cluster.SliceProxy) {
 	n := 0
 	for i := range endpoints {
 		n += len(endpoints[i].Addresses)
 	}
 	out := sized[cluster.Endpoint](n)
+	var proxy *cluster.SliceProxy
+	if c.proxy {
+		proxy = &cluster.SliceProxy{Endpoints: sized[cluster.EndpointProxy](n)}
+	}
 	for i := range endpoints {
 		o := &endpoints[i]
 		e := cluster.Endpoint{
@@ -209,7 +233,11 @@ func (c *converter) endpoints(endpoints []discoveryv1.Endpoint, f *faults) []clu
 		if o.TargetRef != nil {
 			e.PodName = o.TargetRef.Name
 		}
-		for _, text := range o.Addresses {
+		var ep cluster.EndpointProxy
+		if c.proxy {
+			ep = c.endpointProxy(o, f)
+		}
+		for j, text := range o.Addresses {
 			var ok bool
 			if e.Addr, ok = parseAddr(text); !ok {
 				f.addf("endpoint address %.80q is no IP address", text)
@@ -222,9 +250,13 @@ func (c *converter) endpoints(endpoints []discoveryv1.Endpoint, f *faults) []clu
 				e.Written = text
 			}
 			out = append(out, e)
+			if c.proxy {
+				ep.Extra = j > 0
+				proxy.Endpoints = append(proxy.Endpoints, ep)
+			}
 		}
 	}
-	return out
+	return out, proxy
 }
 
 // pod returns nil for pods that are finished or on their way out. The field selector keeps the finished ones away from
@@ -248,7 +280,58 @@ func (c *converter) pod(o *corev1.Pod, f *faults) *cluster.Pod {
 			p.Labels[c.names.get(k)] = c.names.get(v)
 		}
 	}
+	if c.podHosts {
+		if p.Hosts = c.hosts(o, f); p.Hosts == nil {
+			return nil
+		}
+	}
 	return p
+}
+
+// hosts returns nil for a pod without a UID that a directory can be called by: its files cannot be found, or are not its own.
+func (c *converter) hosts(o *corev1.Pod, f *faults) *cluster.PodHosts {
+	if msgs := content.IsPathSegmentName(string(o.UID)); o.UID == "" || len(msgs) > 0 {
+		f.addf("uid %.80q is no name of a directory", o.UID)
+		return nil
+	}
+	h := &cluster.PodHosts{
+		UID:      string(o.UID),
+		Hostname: o.Spec.Hostname, Subdomain: o.Spec.Subdomain, HostnameOverride: deref(o.Spec.HostnameOverride),
+		HostNetwork:    o.Spec.HostNetwork,
+		Aliases:        sized[cluster.HostAlias](len(o.Spec.HostAliases)),
+		NoServiceLinks: o.Spec.EnableServiceLinks != nil && !*o.Spec.EnableServiceLinks,
+		Annotations:    cluster.Own(o.Annotations),
+	}
+	for _, a := range o.Spec.HostAliases {
+		if hostAlias(a, f) {
+			h.Aliases = append(h.Aliases, cluster.HostAlias{IP: a.IP, Hostnames: slices.Clone(a.Hostnames)})
+		}
+	}
+	return h
+}
+
+// hostAlias reports whether the API would take a, so that it makes one line of a hosts file and no more.
+func hostAlias(a corev1.HostAlias, f *faults) bool {
+	if _, ok := parseAddr(a.IP); !ok {
+		f.addf("host alias %.80q is no IP address", a.IP)
+		return false
+	}
+	for _, name := range a.Hostnames {
+		if len(validation.IsDNS1123Subdomain(name)) > 0 {
+			f.addf("host alias %s has the name %.80q, which is none in DNS", a.IP, name)
+			return false
+		}
+	}
+	return true
+}
+
+// configMap keeps one that is being deleted: what it says holds until it is gone.
+func (c *converter) configMap(o *corev1.ConfigMap) *cluster.ConfigMap {
+	m := &cluster.ConfigMap{Namespace: c.names.get(o.Namespace), Name: o.Name, Labels: cluster.Own(o.Labels)}
+	if len(o.Data) > 0 {
+		m.Data = maps.Clone(o.Data)
+	}
+	return m
 }
 
 func (c *converter) node(o *corev1.Node, f *faults) *cluster.Node {
@@ -256,7 +339,24 @@ func (c *converter) node(o *corev1.Node, f *faults) *cluster.Node {
 	if len(cidrs) == 0 && o.Spec.PodCIDR != "" {
 		cidrs = []string{o.Spec.PodCIDR}
 	}
-	return &cluster.Node{Name: c.names.get(o.Name), PodCIDRs: prefixes(cidrs, "pod CIDR", f)}
+	n := &cluster.Node{Name: c.names.get(o.Name), PodCIDRs: prefixes(cidrs, "pod CIDR", f)}
+	if c.nodeNet {
+		n.Net = c.net(o, f)
+	}
+	return n
+}
+
+func (c *converter) net(o *corev1.Node, f *faults) *cluster.NodeNet {
+	n := &cluster.NodeNet{Zone: c.names.get(o.Labels[corev1.LabelTopologyZone])}
+	for _, a := range o.Status.Addresses {
+		switch a.Type {
+		case corev1.NodeInternalIP:
+			n.InternalIPs = appendAddr(n.InternalIPs, a.Address, "internal IP", f)
+		case corev1.NodeExternalIP:
+			n.ExternalIPs = appendAddr(n.ExternalIPs, a.Address, "external IP", f)
+		}
+	}
+	return n
 }
 
 // serviceCIDR keeps one that is being deleted: it counts until it is gone (KEP-1880).
@@ -323,6 +423,12 @@ func prefixes(texts []string, what string, f *faults) []netip.Prefix {
 			a, _ := netip.AddrFromSlice(n.IP)
 			ones, _ := n.Mask.Size()
 			p = netip.PrefixFrom(a, ones)
+		}
+		if p.Addr().Is4In6() { // as with addresses, it is the IPv4 range
+			if p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96); !p.IsValid() {
+				f.addf("%s %.80q is no range of IP addresses", what, t)
+				continue
+			}
 		}
 		out = append(out, p.Masked())
 	}

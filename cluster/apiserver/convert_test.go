@@ -205,7 +205,70 @@ func TestConvertPod(t *testing.T) {
 		{"bad address", in(func(p *corev1.Pod) { p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: "pending"}) }), want, []string{`"pending"`}},
 	}
 	testConversions(t, converter{}, tests)
-	testConversions(t, converter{names: newInterner(), podLabels: true}, []conversion{{"labels", tests[0].in, labelled, nil}})
+	testConversions(t, converter{names: newInterner(), asks: asks{podLabels: true}}, []conversion{{"labels", tests[0].in, labelled, nil}})
+}
+
+func TestConvertPodHosts(t *testing.T) {
+	in := func(f func(*corev1.Pod)) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "8cf1b3e2"}}
+		f(p)
+		return p
+	}
+	want := func(f func(*cluster.PodHosts)) *cluster.Pod {
+		p := &cluster.Pod{Namespace: "ns", Name: "p", Hosts: &cluster.PodHosts{UID: "8cf1b3e2"}}
+		f(p.Hosts)
+		return p
+	}
+	long := strings.Repeat("a", 64)
+	testConversions(t, converter{names: newInterner(), asks: asks{podHosts: true}}, []conversion{
+		{"plain", in(func(*corev1.Pod) {}), want(func(*cluster.PodHosts) {}), nil},
+		{"names", in(func(p *corev1.Pod) { p.Spec.Hostname, p.Spec.Subdomain, p.Spec.HostnameOverride = "h", "s", new("o.x") }),
+			want(func(h *cluster.PodHosts) { h.Hostname, h.Subdomain, h.HostnameOverride = "h", "s", "o.x" }), nil},
+		// The kubelet's word counts on names: it does not start a pod that has a bad one, and nobody should tidy up behind it.
+		{"bad names", in(func(p *corev1.Pod) { p.Spec.Hostname = "H_" }), want(func(h *cluster.PodHosts) { h.Hostname = "H_" }), nil},
+		{"host network, no address", in(func(p *corev1.Pod) { p.Spec.HostNetwork = true }), want(func(h *cluster.PodHosts) { h.HostNetwork = true }), nil},
+		{"service links", in(func(p *corev1.Pod) { p.Spec.EnableServiceLinks = new(true) }), want(func(*cluster.PodHosts) {}), nil},
+		{"no service links", in(func(p *corev1.Pod) { p.Spec.EnableServiceLinks = new(false) }), want(func(h *cluster.PodHosts) { h.NoServiceLinks = true }), nil},
+		{"annotations", in(func(p *corev1.Pod) {
+			p.Annotations = map[string]string{"ropewalk.dev/a": "b", "ropewalk.dev/": "", "x.ropewalk.dev/c": "d", "e": "f"}
+		}), want(func(h *cluster.PodHosts) {
+			h.Annotations = map[string]string{"ropewalk.dev/a": "b", "ropewalk.dev/": ""}
+		}), nil},
+		{"others' annotations", in(func(p *corev1.Pod) { p.Annotations = map[string]string{"a": "b"} }), want(func(*cluster.PodHosts) {}), nil},
+		{"aliases", in(func(p *corev1.Pod) {
+			p.Spec.HostAliases = []corev1.HostAlias{{IP: "10.1.2.3", Hostnames: []string{"foo.remote", "bar"}}, {IP: "10.1.2.3"}, {IP: "010.1.2.3", Hostnames: []string{"old"}}, {IP: "FD00::1", Hostnames: []string{"six"}}}
+		}), want(func(h *cluster.PodHosts) {
+			h.Aliases = []cluster.HostAlias{{IP: "10.1.2.3", Hostnames: []string{"foo.remote", "bar"}}, {IP: "10.1.2.3"}, {IP: "010.1.2.3", Hostnames: []string{"old"}}, {IP: "FD00::1", Hostnames: []string{"six"}}}
+		}), nil},
+		{"bad aliases leave the others", in(func(p *corev1.Pod) {
+			p.Spec.HostAliases = []corev1.HostAlias{{IP: "10.1.2.3 evil", Hostnames: []string{"a"}}, {}, {IP: "fe80::1%eth0", Hostnames: []string{"b"}}, {IP: "10.1.2.4", Hostnames: []string{"ok", "no\n10.6.6.6\tbank"}},
+				{IP: "10.1.2.5", Hostnames: []string{long}}, {IP: "10.1.2.6", Hostnames: []string{""}}}
+		}), want(func(h *cluster.PodHosts) {
+			h.Aliases = []cluster.HostAlias{{IP: "10.1.2.5", Hostnames: []string{long}}}
+		}),
+			[]string{`"10.1.2.3 evil"`, `""`, "%eth0", `10.6.6.6`, `10.1.2.6 has the name ""`}},
+		{"no UID", in(func(p *corev1.Pod) { p.UID = "" }), nil, []string{`uid ""`}},
+		{"a UID that leads elsewhere", in(func(p *corev1.Pod) { p.UID = "../other" }), nil, []string{`uid "../other"`}},
+		{"a UID that leads up", in(func(p *corev1.Pod) { p.UID = ".." }), nil, []string{`uid ".."`}},
+	})
+}
+
+func TestConvertConfigMap(t *testing.T) {
+	meta := metav1.ObjectMeta{Namespace: "ns", Name: "m", Labels: map[string]string{"app": "a", "ropewalk.dev/host-aliases": "namespace"}}
+	data := map[string]string{"hosts": "10.1.2.3 foo.remote\n", "empty": ""}
+	gone := meta
+	gone.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)}
+	want := &cluster.ConfigMap{Namespace: "ns", Name: "m", Labels: map[string]string{"ropewalk.dev/host-aliases": "namespace"}, Data: data}
+	testConversions(t, converter{names: newInterner()}, []conversion{
+		{"data", &corev1.ConfigMap{ObjectMeta: meta, Data: data, BinaryData: map[string][]byte{"b": {1}}}, want, nil},
+		{"being deleted", &corev1.ConfigMap{ObjectMeta: gone, Data: data}, want, nil},
+		{"nothing", &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "m"}, Data: map[string]string{}}, &cluster.ConfigMap{Namespace: "ns", Name: "m"}, nil},
+	})
+	v, _ := new(converter).object(&corev1.ConfigMap{ObjectMeta: meta, Data: data})
+	data["hosts"] = "another object's"
+	if v.(*cluster.ConfigMap).Data["hosts"] == data["hosts"] {
+		t.Error("the value shares the object's map")
+	}
 }
 
 func TestConvertOthers(t *testing.T) {
@@ -230,7 +293,7 @@ func TestConvertOthers(t *testing.T) {
 			&cluster.ServiceImport{Namespace: "ns", Name: "o", IPs: ips("10.5.0.1"), Ports: []cluster.ServicePort{{Name: "http", Protocol: "TCP", Port: 80}}}, []string{`"?"`, "70000"}},
 		{"headless import", &mcsv1alpha1.ServiceImport{ObjectMeta: meta, Spec: mcsv1alpha1.ServiceImportSpec{Type: "Headless", IPs: []string{"10.5.0.1"}}},
 			&cluster.ServiceImport{Namespace: "ns", Name: "o", Headless: true}, nil},
-		{"something else", &corev1.ConfigMap{ObjectMeta: meta}, nil, []string{"ConfigMap"}},
+		{"something else", &corev1.Secret{ObjectMeta: meta}, nil, []string{"Secret"}},
 	})
 }
 
@@ -275,10 +338,14 @@ func TestComplaintsAreBounded(t *testing.T) {
 // to be served.
 func FuzzConvert(f *testing.F) {
 	for k := range cluster.NumKinds {
-		f.Add(uint8(k), []byte(`{"metadata":{"namespace":"ns","name":"a","labels":{"a":"b"}},"spec":{"clusterIP":"None","clusterIPs":["10.0.0.1","x"],`+
-			`"ports":[{"port":80},{"port":99999,"protocol":"X"}],"podCIDRs":["10.0.0.0/33"],"cidrs":["::/0"],"ips":["1"],"type":"ExternalName"},`+
-			`"endpoints":[{"addresses":["::1%a","1.2.3.4"],"conditions":{"ready":null},"targetRef":null}],"addressType":"IPv4",`+
-			`"ports":[{"port":null}],"status":{"podIPs":[{"ip":"::ffff:1.2.3.4"}]}}`))
+		f.Add(uint8(k), []byte(`{"metadata":{"namespace":"ns","name":"a","uid":"u","labels":{"a":"b"},"annotations":{"ropewalk.dev/a":"b"}},`+
+			`"data":{"hosts":"1.2.3.4 a"},"binaryData":{"b":"AA=="},"spec":{"hostAliases":[{"ip":"1.2.3.4","hostnames":["a"]},{"ip":"a b"}],`+
+			`"hostname":"h","hostNetwork":true,"enableServiceLinks":false,"hostnameOverride":null,"clusterIP":"None","clusterIPs":["10.0.0.1","x"],`+
+			`"ports":[{"port":80,"nodePort":30000},{"port":99999,"protocol":"X"}],"externalIPs":["::","1.2.3.4"],"loadBalancerSourceRanges":[" 0.0.0.0/0","x"],`+
+			`"sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":0}},"externalTrafficPolicy":"Local","internalTrafficPolicy":"Local",`+
+			`"healthCheckNodePort":99999,"podCIDRs":["10.0.0.0/33"],"cidrs":["::/0"],"ips":["1"],"type":"ExternalName"},`+
+			`"endpoints":[{"addresses":["::1%a","1.2.3.4"],"conditions":{"ready":null,"serving":false},"targetRef":null,"hints":{"forZones":[{"name":""},{"name":"z"}],"forNodes":[{}]}}],"addressType":"IPv4",`+
+			`"ports":[{"port":null}],"status":{"podIPs":[{"ip":"::ffff:1.2.3.4"}],"loadBalancer":{"ingress":[{"ip":"1.2.3.4","ipMode":"VIP"},{"ip":"x"}]},"addresses":[{"type":"InternalIP","address":"::1%a"}]}}`))
 	}
 	f.Add(uint8(1), []byte("k8s\x00\x0a\x0d\x0a\x02v1\x12\x07Service\x12\x02\x0a\x00"))
 	codec, err := newCodec()
@@ -286,7 +353,7 @@ func FuzzConvert(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, kind uint8, raw []byte) {
-		conv := &converter{names: newInterner(), podLabels: true}
+		conv := &converter{names: newInterner(), asks: asks{podLabels: true, podHosts: true, proxy: true, nodeNet: true}}
 		res := resourceOf(cluster.Kind(kind) % cluster.NumKinds)
 		d := newDecoder(codec, res.kind, res.objectKind(res.versions[0]), conv)
 		_, _ = d.list(bytes.NewReader(raw), func(runtime.Object, *undecoded) {})
@@ -296,10 +363,21 @@ func FuzzConvert(f *testing.F) {
 			return
 		}
 		v, _ := conv.object(o)
-		if s, ok := v.(*cluster.Slice); ok {
-			for _, e := range s.Endpoints {
+		checkProxy(t, v)
+		switch v := v.(type) {
+		case *cluster.Slice:
+			for _, e := range v.Endpoints {
 				if !e.Addr.IsValid() || e.Addr.Zone() != "" || e.Addr.Is4In6() || e.Written == e.Addr.String() {
 					t.Errorf("endpoint %+v", e)
+				}
+			}
+		case *cluster.Pod:
+			if u := v.Hosts.UID; u == "" || u == "." || u == ".." || strings.Contains(u, "/") {
+				t.Errorf("UID %q", u)
+			}
+			for _, a := range v.Hosts.Aliases {
+				if strings.ContainsAny(a.IP+strings.Join(a.Hostnames, ""), " \t\r\n#") {
+					t.Errorf("alias %q", a)
 				}
 			}
 		}

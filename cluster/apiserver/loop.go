@@ -53,9 +53,11 @@ var (
 
 // loop keeps a sink up to date on one kind. Its fields but lost belong to the goroutine of run.
 type loop struct {
-	src       *Source
-	res       resource
-	selector  string
+	src *Source
+	res resource
+	// labels and fields are selectors, empty for all there is.
+	labels, fields string
+
 	sink      cluster.Sink
 	log       *slog.Logger
 	conv      converter
@@ -85,9 +87,9 @@ type loop struct {
 
 func newLoop(s *Source, res resource, interest cluster.Interest, sink cluster.Sink) *loop {
 	return &loop{
-		src: s, res: res, selector: res.selector(interest), sink: sink,
+		src: s, res: res, labels: res.labelSelector(interest), fields: res.fieldSelector(interest), sink: sink,
 		log:    s.log.With("kind", res.kind.String()),
-		conv:   converter{names: newInterner(), podLabels: interest.PodLabels},
+		conv:   converter{names: newInterner(), asks: asksOf(interest)},
 		warned: map[string]struct{}{},
 	}
 }
@@ -482,11 +484,11 @@ func (l *loop) decoder() *decoder {
 // request asks for all objects of the kind that are selected. Retries are run's, which knows what for.
 func (l *loop) request() *rest.Request {
 	r := l.src.clients[l.gv()].Get().Resource(l.res.name).MaxRetries(0)
-	if l.selector != "" {
-		r.Param("labelSelector", l.selector)
+	if l.labels != "" {
+		r.Param("labelSelector", l.labels)
 	}
-	if l.res.fields != "" {
-		r.Param("fieldSelector", l.res.fields)
+	if l.fields != "" {
+		r.Param("fieldSelector", l.fields)
 	}
 	return r
 }

@@ -7,6 +7,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	networkingv1beta1 "k8s.io/api/networking/v1beta1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
 
@@ -20,7 +21,7 @@ type resource struct {
 	name string
 	// versions are the groups and versions that may serve it, the best one first.
 	versions []schema.GroupVersion
-	// fields is a field selector.
+	// fields is a field selector, which an interest may narrow.
 	fields string
 	// optional says that a cluster may do without it, or a role without the right to it.
 	optional bool
@@ -48,6 +49,8 @@ func resourceOf(k cluster.Kind) resource {
 		return resource{kind: k, name: "servicecidrs", versions: []schema.GroupVersion{
 			networkingv1.SchemeGroupVersion, networkingv1beta1.SchemeGroupVersion,
 		}, optional: true, missing: "networking.k8s.io/v1 ServiceCIDR, which Kubernetes has since 1.33 (KEP-1880)"}
+	case cluster.KindConfigMap:
+		return resource{kind: k, name: "configmaps", versions: []schema.GroupVersion{corev1.SchemeGroupVersion}}
 	default:
 		return resource{kind: cluster.KindServiceImport, name: mcsv1alpha1.ServiceImportPluralName,
 			versions: []schema.GroupVersion{mcsv1alpha1.SchemeGroupVersion}, optional: true, jsonOnly: true,
@@ -55,15 +58,42 @@ func resourceOf(k cluster.Kind) resource {
 	}
 }
 
-// selector is the label selector that interest has for the resource.
-func (r resource) selector(interest cluster.Interest) string {
+// labelSelector is the label selector that interest has for the resource.
+func (r resource) labelSelector(interest cluster.Interest) string {
 	switch r.kind {
 	case cluster.KindNamespace:
 		return interest.NamespaceLabels
-	case cluster.KindService, cluster.KindSlice, cluster.KindPod:
+	case cluster.KindService:
+		return both(interest.Labels, interest.ServiceLabels)
+	case cluster.KindSlice:
+		return both(interest.Labels, interest.SliceLabels)
+	case cluster.KindPod:
 		return interest.Labels
+	case cluster.KindConfigMap:
+		return interest.ConfigMapLabels
 	}
 	return ""
+}
+
+// fieldSelector is the field selector that interest has for the resource.
+func (r resource) fieldSelector(interest cluster.Interest) string {
+	switch {
+	case r.kind == cluster.KindPod && interest.NodeName != "":
+		return both(r.fields, fields.OneTermEqualSelector("spec.nodeName", interest.NodeName).String())
+	case r.kind == cluster.KindService && interest.NoHeadless:
+		return both(r.fields, fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone).String())
+	case r.kind == cluster.KindNode && interest.OneNode:
+		return both(r.fields, fields.OneTermEqualSelector("metadata.name", interest.NodeName).String())
+	}
+	return r.fields
+}
+
+// both returns the selector of what two selectors select.
+func both(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "," + b
 }
 
 // rule is the RBAC rule that allows to read the resource.

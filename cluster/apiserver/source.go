@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
@@ -106,14 +108,32 @@ func restClients(rc *rest.Config, client *http.Client, codec *codec) (map[schema
 // Host returns the URL of the API server, or its host and port, as it is configured.
 func (s *Source) Host() string { return s.host }
 
-// Run implements cluster.Source. The kinds come from one goroutine each. An error means that a selector of interest
-// does not parse.
-func (s *Source) Run(ctx context.Context, interest cluster.Interest, sink cluster.Sink) error {
-	if _, err := labels.Parse(interest.Labels); err != nil {
-		return fmt.Errorf("label selector %q: %w", interest.Labels, err)
+// checkInterest returns an error for a selector that does not parse, and for a name that no node has.
+func checkInterest(interest cluster.Interest) error {
+	for _, s := range []struct{ what, selector string }{
+		{"label selector", interest.Labels},
+		{"label selector of namespaces", interest.NamespaceLabels},
+		{"label selector of services", interest.ServiceLabels},
+		{"label selector of slices", interest.SliceLabels},
+		{"label selector of ConfigMaps", interest.ConfigMapLabels},
+	} {
+		if _, err := labels.Parse(s.selector); err != nil {
+			return fmt.Errorf("%s %q: %w", s.what, s.selector, err)
+		}
 	}
-	if _, err := labels.Parse(interest.NamespaceLabels); err != nil {
-		return fmt.Errorf("label selector of namespaces %q: %w", interest.NamespaceLabels, err)
+	if n := interest.NodeName; n != "" || interest.OneNode {
+		if msgs := validation.IsDNS1123Subdomain(n); len(msgs) > 0 {
+			return fmt.Errorf("node name %q: %s", n, strings.Join(msgs, "; "))
+		}
+	}
+	return nil
+}
+
+// Run implements cluster.Source. The kinds come from one goroutine each. An error means that a selector of interest
+// does not parse, or that no node can be called as it says.
+func (s *Source) Run(ctx context.Context, interest cluster.Interest, sink cluster.Sink) error {
+	if err := checkInterest(interest); err != nil {
+		return err
 	}
 	// What goes wrong is logged here, once and in terms of kinds; client-go would say it again for each request.
 	ctx = klog.NewContext(ctx, logr.Discard())

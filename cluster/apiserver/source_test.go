@@ -394,6 +394,59 @@ func TestPodsThatGo(t *testing.T) {
 	}
 }
 
+// What makes a pod's hosts file comes and changes with the pod, and only the node's own pods are asked for.
+func TestPodHosts(t *testing.T) {
+	pod := func(rv, notes, spec, status string) string {
+		return `{"metadata":{"namespace":"ns","name":"a","uid":"u-1","resourceVersion":"` + rv + `","annotations":{` + notes + `}},"spec":{` + spec + `},"status":{` + status + `}}`
+	}
+	f := newFakeServer(t, podsPath, holding(
+		event1("ADDED", pod("1", ``, `"hostNetwork":true`, ``)), endBookmark("2"),
+		event1("MODIFIED", pod("3", `"ropewalk.dev/host-aliases":"[]","x":"y"`, `"hostNetwork":true`, ``)),
+		event1("MODIFIED", pod("4", `"x":"z"`, `"hostAliases":[{"ip":"no","hostnames":["a"]},{"ip":"10.1.2.3","hostnames":["b"]}]`, `"podIPs":[{"ip":"10.1.0.1"}]`)),
+		event1("ADDED", `{"metadata":{"namespace":"ns","name":"b","resourceVersion":"5"}}`),
+		event1("ADDED", `{"metadata":{"namespace":"ns","name":"c","uid":"u-3","resourceVersion":"6"}}`),
+	))
+	r := start(t, f, cluster.Interest{Kinds: cluster.KindsOf(cluster.KindPod), PodHosts: true, NodeName: "n1"})
+	eventually(t, "c", func() bool { return r.get(cluster.KindPod, "ns/c") != nil })
+	want := []string{"replace", "upsert ns/a", "synced", "upsert ns/a", "upsert ns/a", "delete ns/b", "upsert ns/c"}
+	if d := cmp.Diff(want, r.log(cluster.KindPod)); d != "" {
+		t.Errorf("changes (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(&cluster.Pod{Namespace: "ns", Name: "a", IPs: ips("10.1.0.1"), Hosts: &cluster.PodHosts{
+		UID: "u-1", Aliases: []cluster.HostAlias{{IP: "10.1.2.3", Hostnames: []string{"b"}}},
+	}}, r.get(cluster.KindPod, "ns/a"), sameAddrs); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if n := r.logs.count("in part unusable", "object=ns/a", "host alias"); n != 1 {
+		t.Errorf("the bad alias is logged %d times", n)
+	}
+	if n := len(r.errs); n != 2 {
+		t.Errorf("%d errors are counted, want those of the alias and of the pod without a UID", n)
+	}
+	if q := f.asked(podsPath)[0].Get("fieldSelector"); q != "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown,spec.nodeName=n1" {
+		t.Errorf("fieldSelector = %q", q)
+	}
+}
+
+func TestConfigMaps(t *testing.T) {
+	object := func(rv, data string) string {
+		return `{"metadata":{"namespace":"ns","name":"m","resourceVersion":"` + rv + `","labels":{"ropewalk.dev/host-aliases":"cluster","a":"b"}},"data":{` + data + `}}`
+	}
+	f := newFakeServer(t, "/api/v1/configmaps", status(403, metav1.StatusReasonForbidden, "configmaps is forbidden"), holding(
+		event1("ADDED", object("1", ``)), endBookmark("2"), event1("MODIFIED", object("3", `"hosts":"10.1.2.3 foo"`)),
+	))
+	r := start(t, f, cluster.Interest{Kinds: cluster.KindsOf(cluster.KindConfigMap), Labels: "not=this", ConfigMapLabels: "ropewalk.dev/host-aliases"})
+	want := &cluster.ConfigMap{Namespace: "ns", Name: "m", Labels: map[string]string{"ropewalk.dev/host-aliases": "cluster"}, Data: map[string]string{"hosts": "10.1.2.3 foo"}}
+	eventually(t, "the data", func() bool { return cmp.Equal(r.get(cluster.KindConfigMap, "ns/m"), cluster.Object(want)) })
+	if n := r.logs.count("level=WARN", "forbidden", `resources: [\"configmaps\"]`); n != 1 || r.syncs(cluster.KindConfigMap) != 1 {
+		t.Errorf("the missing rule is logged %d times, %d listings:\n%s", n, r.syncs(cluster.KindConfigMap), r.logs)
+	}
+	q := f.asked("/api/v1/configmaps")[0]
+	if q.Get("labelSelector") != "ropewalk.dev/host-aliases" || q.Has("fieldSelector") {
+		t.Errorf("query %v", q)
+	}
+}
+
 // protobufWatch answers in protobuf, framed and encoded by client-go's own scheme.
 func protobufWatch(t *testing.T, hold bool, events ...metav1.WatchEvent) answer {
 	info, ok := runtime.SerializerInfoForMediaType(scheme.Codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
@@ -570,9 +623,17 @@ func TestRunRefusesBadSelectors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, interest := range []cluster.Interest{{Labels: "a in ("}, {NamespaceLabels: "=="}} {
-		if err := src.Run(context.Background(), interest, newRecorder(t)); err == nil {
-			t.Errorf("Run(%+v) starts", interest)
+	for says, interest := range map[string]cluster.Interest{
+		`label selector "a in ("`:              {Labels: "a in ("},
+		`label selector of namespaces "=="`:    {NamespaceLabels: "=="},
+		`label selector of ConfigMaps "a b"`:   {ConfigMapLabels: "a b"},
+		`label selector of services "a b"`:     {ServiceLabels: "a b"},
+		`label selector of slices "a b"`:       {SliceLabels: "a b"},
+		`node name ""`:                         {OneNode: true},
+		`node name "n1,status.phase=Failed": `: {NodeName: "n1,status.phase=Failed"},
+	} {
+		if err := src.Run(context.Background(), interest, newRecorder(t)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("Run(%+v): %v, want an error that says %s", interest, err, says)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -21,14 +22,14 @@ import (
 // It knows the kinds that come in numbers. An object that it returns is overwritten by the next one.
 type lean struct {
 	names *interner
-	// podLabels asks for all labels of pods.
-	podLabels bool
+	asks
 
 	namespace corev1.Namespace
 	service   corev1.Service
 	slice     discoveryv1.EndpointSlice
 	pod       corev1.Pod
 	node      corev1.Node
+	configMap corev1.ConfigMap
 }
 
 // object reads an object without its envelope. It returns nil for one that is malformed where it is read, and for kinds
@@ -47,6 +48,8 @@ func (r *lean) object(kind cluster.Kind, b []byte) runtime.Object {
 		o, ok = &r.pod, r.readPod(b, &r.pod)
 	case cluster.KindNode:
 		o, ok = &r.node, r.readNode(b, &r.node)
+	case cluster.KindConfigMap:
+		o, ok = &r.configMap, r.readConfigMap(b, &r.configMap)
 	}
 	if !ok {
 		return nil
@@ -59,7 +62,7 @@ func (r *lean) readNamespace(b []byte, o *corev1.Namespace) bool {
 	m := message{rest: b}
 	for m.next() {
 		if m.num == 1 {
-			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, false))
+			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, metaParts{}))
 		}
 	}
 	return m.whole()
@@ -67,14 +70,32 @@ func (r *lean) readNamespace(b []byte, o *corev1.Namespace) bool {
 
 func (r *lean) readService(b []byte, o *corev1.Service) bool {
 	resetMeta(&o.ObjectMeta)
-	o.Spec = corev1.ServiceSpec{Ports: o.Spec.Ports[:0], ClusterIPs: o.Spec.ClusterIPs[:0]}
+	o.Spec = corev1.ServiceSpec{
+		Ports: o.Spec.Ports[:0], ClusterIPs: o.Spec.ClusterIPs[:0],
+		ExternalIPs: o.Spec.ExternalIPs[:0], LoadBalancerSourceRanges: o.Spec.LoadBalancerSourceRanges[:0],
+	}
+	o.Status.LoadBalancer.Ingress = o.Status.LoadBalancer.Ingress[:0]
 	m := message{rest: b}
 	for m.next() {
 		switch m.num {
 		case 1:
-			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, false))
+			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, metaParts{}))
 		case 2:
 			m.and(r.readServiceSpec(m.bytes(), &o.Spec))
+		case 3:
+			if r.proxy {
+				m.and(readServiceStatus(m.bytes(), &o.Status))
+			}
+		}
+	}
+	return m.whole()
+}
+
+func readServiceStatus(b []byte, o *corev1.ServiceStatus) bool {
+	m := message{rest: b}
+	for m.next() {
+		if m.num == 1 {
+			m.and(o.LoadBalancer.Unmarshal(m.bytes()) == nil)
 		}
 	}
 	return m.whole()
@@ -97,9 +118,36 @@ func (r *lean) readServiceSpec(b []byte, o *corev1.ServiceSpec) bool {
 			o.PublishNotReadyAddresses = m.number() != 0
 		case 18:
 			o.ClusterIPs = append(o.ClusterIPs, m.text())
+		default:
+			if r.proxy {
+				r.readProxySpec(&m, o)
+			}
 		}
 	}
 	return m.whole()
+}
+
+// readProxySpec reads the present field of m if it is one that only proxies need.
+func (r *lean) readProxySpec(m *message, o *corev1.ServiceSpec) {
+	switch m.num {
+	case 5:
+		o.ExternalIPs = append(o.ExternalIPs, m.text())
+	case 7:
+		o.SessionAffinity = corev1.ServiceAffinity(r.names.bytes(m.bytes()))
+	case 9:
+		o.LoadBalancerSourceRanges = append(o.LoadBalancerSourceRanges, m.text())
+	case 11:
+		o.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicy(r.names.bytes(m.bytes()))
+	case 12:
+		o.HealthCheckNodePort = int32(m.number())
+	case 14:
+		if o.SessionAffinityConfig == nil {
+			o.SessionAffinityConfig = &corev1.SessionAffinityConfig{}
+		}
+		m.and(o.SessionAffinityConfig.Unmarshal(m.bytes()) == nil)
+	case 22:
+		o.InternalTrafficPolicy = (*corev1.ServiceInternalTrafficPolicy)(r.names.shared(m.bytes()))
+	}
 }
 
 func (r *lean) readServicePort(b []byte, o *corev1.ServicePort) bool {
@@ -112,6 +160,10 @@ func (r *lean) readServicePort(b []byte, o *corev1.ServicePort) bool {
 			o.Protocol = corev1.Protocol(r.names.bytes(m.bytes()))
 		case 3:
 			o.Port = int32(m.number())
+		case 5:
+			if r.proxy {
+				o.NodePort = int32(m.number())
+			}
 		}
 	}
 	return m.whole()
@@ -124,7 +176,7 @@ func (r *lean) readSlice(b []byte, o *discoveryv1.EndpointSlice) bool {
 	for m.next() {
 		switch m.num {
 		case 1:
-			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, false))
+			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, metaParts{}))
 		case 2:
 			e := more(&o.Endpoints)
 			was := *e
@@ -167,7 +219,7 @@ func (r *lean) readEndpoint(b []byte, o, was *discoveryv1.Endpoint) bool {
 		case 1:
 			o.Addresses = append(o.Addresses, m.text())
 		case 2:
-			m.and(readConditions(m.bytes(), &o.Conditions, was.Conditions.Ready))
+			m.and(r.readConditions(m.bytes(), &o.Conditions, &was.Conditions))
 		case 3:
 			o.Hostname = new(m.text())
 		case 4:
@@ -179,17 +231,67 @@ func (r *lean) readEndpoint(b []byte, o, was *discoveryv1.Endpoint) bool {
 			o.NodeName = r.names.shared(m.bytes())
 		case 7:
 			o.Zone = r.names.shared(m.bytes())
+		case 8:
+			if r.proxy {
+				if o.Hints == nil {
+					o.Hints = emptied(was.Hints)
+				}
+				m.and(r.readHints(m.bytes(), o.Hints))
+			}
 		}
 	}
 	return m.whole()
 }
 
-func readConditions(b []byte, o *discoveryv1.EndpointConditions, was *bool) bool {
+// readConditions may use what was points to.
+func (r *lean) readConditions(b []byte, o, was *discoveryv1.EndpointConditions) bool {
+	m := message{rest: b}
+	for m.next() {
+		switch {
+		case m.num == 1:
+			o.Ready = again(was.Ready)
+			*o.Ready = m.number() != 0
+		case m.num == 2 && r.proxy:
+			o.Serving = again(was.Serving)
+			*o.Serving = m.number() != 0
+		case m.num == 3 && r.proxy:
+			o.Terminating = again(was.Terminating)
+			*o.Terminating = m.number() != 0
+		}
+	}
+	return m.whole()
+}
+
+// emptied returns h without hints, with the room for them.
+func emptied(h *discoveryv1.EndpointHints) *discoveryv1.EndpointHints {
+	if h == nil {
+		return &discoveryv1.EndpointHints{}
+	}
+	h.ForZones, h.ForNodes = h.ForZones[:0], h.ForNodes[:0]
+	return h
+}
+
+func (r *lean) readHints(b []byte, o *discoveryv1.EndpointHints) bool {
+	m := message{rest: b}
+	for m.next() {
+		switch m.num {
+		case 1:
+			o.ForZones = append(o.ForZones, discoveryv1.ForZone{})
+			m.and(r.readName(m.bytes(), &o.ForZones[len(o.ForZones)-1].Name))
+		case 2:
+			o.ForNodes = append(o.ForNodes, discoveryv1.ForNode{})
+			m.and(r.readName(m.bytes(), &o.ForNodes[len(o.ForNodes)-1].Name))
+		}
+	}
+	return m.whole()
+}
+
+// readName reads a message that has nothing but a name.
+func (r *lean) readName(b []byte, name *string) bool {
 	m := message{rest: b}
 	for m.next() {
 		if m.num == 1 {
-			o.Ready = again(was)
-			*o.Ready = m.number() != 0
+			*name = r.names.bytes(m.bytes())
 		}
 	}
 	return m.whole()
@@ -225,13 +327,45 @@ func (r *lean) readEndpointPort(b []byte, o, was *discoveryv1.EndpointPort) bool
 func (r *lean) readPod(b []byte, o *corev1.Pod) bool {
 	resetMeta(&o.ObjectMeta)
 	o.Status.Phase, o.Status.PodIPs = "", o.Status.PodIPs[:0]
+	var parts metaParts
+	if r.podLabels {
+		parts.labels = allKeys
+	}
+	if r.podHosts {
+		parts.uid, parts.annotations = true, ownKeys
+		o.Spec = corev1.PodSpec{HostAliases: o.Spec.HostAliases[:0]}
+	}
+	m := message{rest: b}
+	for m.next() {
+		switch {
+		case m.num == 1:
+			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, parts))
+		case m.num == 2 && r.podHosts:
+			m.and(readPodSpec(m.bytes(), &o.Spec))
+		case m.num == 3:
+			m.and(r.readPodStatus(m.bytes(), &o.Status))
+		}
+	}
+	return m.whole()
+}
+
+func readPodSpec(b []byte, o *corev1.PodSpec) bool {
 	m := message{rest: b}
 	for m.next() {
 		switch m.num {
-		case 1:
-			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, r.podLabels))
-		case 3:
-			m.and(r.readPodStatus(m.bytes(), &o.Status))
+		case 11:
+			o.HostNetwork = m.number() != 0
+		case 16:
+			o.Hostname = m.text()
+		case 17:
+			o.Subdomain = m.text()
+		case 23:
+			o.HostAliases = append(o.HostAliases, corev1.HostAlias{})
+			m.and(o.HostAliases[len(o.HostAliases)-1].Unmarshal(m.bytes()) == nil)
+		case 30:
+			o.EnableServiceLinks = new(m.number() != 0)
+		case 41:
+			o.HostnameOverride = new(m.text())
 		}
 	}
 	return m.whole()
@@ -254,13 +388,31 @@ func (r *lean) readPodStatus(b []byte, o *corev1.PodStatus) bool {
 func (r *lean) readNode(b []byte, o *corev1.Node) bool {
 	resetMeta(&o.ObjectMeta)
 	o.Spec.PodCIDR, o.Spec.PodCIDRs = "", o.Spec.PodCIDRs[:0]
+	o.Status.Addresses = o.Status.Addresses[:0]
+	var parts metaParts
+	if r.nodeNet {
+		parts.labels = zoneKey
+	}
 	m := message{rest: b}
 	for m.next() {
-		switch m.num {
-		case 1:
-			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, false))
-		case 2:
+		switch {
+		case m.num == 1:
+			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, parts))
+		case m.num == 2:
 			m.and(readNodeSpec(m.bytes(), &o.Spec))
+		case m.num == 3 && r.nodeNet:
+			m.and(readNodeStatus(m.bytes(), &o.Status))
+		}
+	}
+	return m.whole()
+}
+
+func readNodeStatus(b []byte, o *corev1.NodeStatus) bool {
+	m := message{rest: b}
+	for m.next() {
+		if m.num == 5 {
+			o.Addresses = append(o.Addresses, corev1.NodeAddress{})
+			m.and(o.Addresses[len(o.Addresses)-1].Unmarshal(m.bytes()) == nil)
 		}
 	}
 	return m.whole()
@@ -279,6 +431,21 @@ func readNodeSpec(b []byte, o *corev1.NodeSpec) bool {
 	return m.whole()
 }
 
+func (r *lean) readConfigMap(b []byte, o *corev1.ConfigMap) bool {
+	resetMeta(&o.ObjectMeta)
+	clear(o.Data)
+	m := message{rest: b}
+	for m.next() {
+		switch m.num {
+		case 1:
+			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, metaParts{labels: ownKeys}))
+		case 2:
+			m.and(r.readEntry(m.bytes(), &o.Data, allKeys))
+		}
+	}
+	return m.whole()
+}
+
 // resetMeta empties o but for the room in its maps.
 func resetMeta(o *metav1.ObjectMeta) {
 	clear(o.Labels)
@@ -286,8 +453,34 @@ func resetMeta(o *metav1.ObjectMeta) {
 	*o = metav1.ObjectMeta{Labels: o.Labels, Annotations: o.Annotations}
 }
 
-// readMeta reads the metadata of an object, and the labels that somebody looks at or all of them.
-func (r *lean) readMeta(b []byte, o *metav1.ObjectMeta, allLabels bool) bool {
+// metaParts says what is read of an object's metadata besides what is read of every object's.
+type metaParts struct {
+	uid                 bool
+	labels, annotations keys
+}
+
+// keys are those of a map whose entries are read: if nothing else, those that isUsed names.
+type keys uint8
+
+const (
+	// ownKeys are those of cluster.AnnotationPrefix, too.
+	ownKeys keys = 1 + iota
+	// zoneKey is the one that tells a node's zone, too.
+	zoneKey
+	allKeys
+)
+
+// has reports whether an entry is read.
+func (s keys) has(key []byte) bool {
+	return s == allKeys || isUsed(key) || s == ownKeys && isOwn(key) || s == zoneKey && string(key) == corev1.LabelTopologyZone
+}
+
+func isOwn(key []byte) bool {
+	const n = len(cluster.AnnotationPrefix)
+	return len(key) >= n && string(key[:n]) == cluster.AnnotationPrefix
+}
+
+func (r *lean) readMeta(b []byte, o *metav1.ObjectMeta, parts metaParts) bool {
 	m := message{rest: b}
 	for m.next() {
 		switch m.num {
@@ -295,6 +488,10 @@ func (r *lean) readMeta(b []byte, o *metav1.ObjectMeta, allLabels bool) bool {
 			o.Name = m.text()
 		case 3:
 			o.Namespace = r.names.bytes(m.bytes())
+		case 5:
+			if parts.uid {
+				o.UID = types.UID(m.text())
+			}
 		case 6:
 			o.ResourceVersion = m.text()
 		case 9:
@@ -303,16 +500,16 @@ func (r *lean) readMeta(b []byte, o *metav1.ObjectMeta, allLabels bool) bool {
 			}
 			m.and(o.DeletionTimestamp.Unmarshal(m.bytes()) == nil)
 		case 11:
-			m.and(r.readEntry(m.bytes(), &o.Labels, allLabels))
+			m.and(r.readEntry(m.bytes(), &o.Labels, parts.labels))
 		case 12:
-			m.and(r.readEntry(m.bytes(), &o.Annotations, false))
+			m.and(r.readEntry(m.bytes(), &o.Annotations, parts.annotations))
 		}
 	}
 	return m.whole()
 }
 
-// readEntry reads an entry of a map of labels or annotations.
-func (r *lean) readEntry(b []byte, to *map[string]string, all bool) bool {
+// readEntry reads an entry of a map if it is among the wanted.
+func (r *lean) readEntry(b []byte, to *map[string]string, wanted keys) bool {
 	var k, v []byte
 	m := message{rest: b}
 	for m.next() {
@@ -323,7 +520,7 @@ func (r *lean) readEntry(b []byte, to *map[string]string, all bool) bool {
 			v = m.bytes()
 		}
 	}
-	if all || isRead(k) {
+	if wanted.has(k) {
 		if *to == nil {
 			*to = map[string]string{}
 		}
@@ -332,8 +529,8 @@ func (r *lean) readEntry(b []byte, to *map[string]string, all bool) bool {
 	return m.whole()
 }
 
-// isRead says whether anybody looks at a label or annotation.
-func isRead(key []byte) bool {
+// isUsed says whether anybody looks at a label or annotation of an object of any kind.
+func isUsed(key []byte) bool {
 	switch string(key) {
 	case discoveryv1.LabelServiceName, mcsv1alpha1.LabelServiceName, mcsv1alpha1.LabelSourceCluster,
 		corev1.EndpointsLastChangeTriggerTime, metav1.InitialEventsAnnotationKey:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -31,19 +32,63 @@ import (
 type readFields map[protowire.Number]readFields
 
 var (
-	readOfMeta  = readFields{1: nil, 3: nil, 6: nil, 9: nil, 11: {1: nil, 2: nil}, 12: {1: nil, 2: nil}}
+	readOfEntry = readFields{1: nil, 2: nil}
+	readOfMeta  = readFields{1: nil, 3: nil, 6: nil, 9: nil, 11: readOfEntry, 12: readOfEntry}
 	readOfKinds = map[cluster.Kind]readFields{
 		cluster.KindNamespace: {1: readOfMeta},
 		cluster.KindService:   {1: readOfMeta, 2: {1: {1: nil, 2: nil, 3: nil}, 3: nil, 4: nil, 10: nil, 13: nil, 18: nil}},
 		cluster.KindSlice: {1: readOfMeta, 2: {1: nil, 2: {1: nil}, 3: nil, 4: {3: nil}, 6: nil, 7: nil},
 			3: {1: nil, 2: nil, 3: nil}, 4: nil},
-		cluster.KindPod:  {1: readOfMeta, 3: {1: nil, 12: nil}},
-		cluster.KindNode: {1: readOfMeta, 2: {1: nil, 7: nil}},
+		cluster.KindPod:       {1: readOfMeta, 3: {1: nil, 12: nil}},
+		cluster.KindNode:      {1: readOfMeta, 2: {1: nil, 7: nil}},
+		cluster.KindConfigMap: {1: readOfMeta, 2: readOfEntry},
+	}
+	readOfProxyService = readFields{
+		1: readOfMeta,
+		2: {1: {1: nil, 2: nil, 3: nil, 5: nil}, 3: nil, 4: nil, 5: nil, 7: nil, 9: nil, 10: nil, 11: nil, 12: nil, 13: nil, 14: nil, 18: nil, 22: nil},
+		3: {1: nil},
+	}
+	readOfProxySlice = readFields{
+		1: readOfMeta,
+		2: {1: nil, 2: {1: nil, 2: nil, 3: nil}, 3: nil, 4: {3: nil}, 6: nil, 7: nil, 8: {1: {1: nil}, 2: {1: nil}}},
+		3: {1: nil, 2: nil, 3: nil}, 4: nil,
+	}
+	readOfNodeNet  = readFields{1: readOfMeta, 2: {1: nil, 7: nil}, 3: {5: nil}}
+	readOfPodHosts = readFields{
+		1: {1: nil, 3: nil, 5: nil, 6: nil, 9: nil, 11: readOfEntry, 12: readOfEntry},
+		2: {11: nil, 16: nil, 17: nil, 23: nil, 30: nil, 41: nil},
+		3: {1: nil, 12: nil},
 	}
 )
 
+// reads returns what r reads of a kind.
+func (r *lean) reads(kind cluster.Kind) readFields {
+	switch {
+	case kind == cluster.KindPod && r.podHosts:
+		return readOfPodHosts
+	case kind == cluster.KindService && r.proxy:
+		return readOfProxyService
+	case kind == cluster.KindSlice && r.proxy:
+		return readOfProxySlice
+	case kind == cluster.KindNode && r.nodeNet:
+		return readOfNodeNet
+	}
+	return readOfKinds[kind]
+}
+
+// asksIn returns what the bits of n ask for.
+func asksIn(n uint8) asks {
+	return asks{podLabels: n&1 != 0, podHosts: n&2 != 0, proxy: n&4 != 0, nodeNet: n&8 != 0}
+}
+
+// converter returns the one that goes with r.
+func (r *lean) converter() *converter {
+	return &converter{names: newInterner(), asks: r.asks}
+}
+
 // leanKinds are those that lean knows.
-var leanKinds = []cluster.Kind{cluster.KindNamespace, cluster.KindService, cluster.KindSlice, cluster.KindPod, cluster.KindNode}
+var leanKinds = []cluster.Kind{cluster.KindNamespace, cluster.KindService, cluster.KindSlice, cluster.KindPod, cluster.KindNode,
+	cluster.KindConfigMap}
 
 // prune leaves of a message what lean reads. Where it cannot be taken apart, the rest stays as it is.
 func prune(b []byte, read readFields) (out []byte) {
@@ -79,14 +124,14 @@ type known struct {
 	Faults  faults
 }
 
-func knownOf(o runtime.Object, podLabels bool) known {
+func knownOf(o runtime.Object, c *converter) known {
 	m, err := meta.Accessor(o)
 	if err != nil {
 		panic(err)
 	}
 	k := known{Version: m.GetResourceVersion(), End: m.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true"}
 	k.Key, _ = keyOf(o)
-	k.Value, k.Faults = (&converter{names: newInterner(), podLabels: podLabels}).object(o)
+	k.Value, k.Faults = c.object(o)
 	return k
 }
 
@@ -110,16 +155,16 @@ func checkLean(t *testing.T, c *codec, r *lean, kind cluster.Kind, b []byte) boo
 	if o == nil {
 		return false
 	}
-	got := knownOf(o, r.podLabels)
-	want, err := generated(c, kind, prune(b, readOfKinds[kind]))
+	got := knownOf(o, r.converter())
+	want, err := generated(c, kind, prune(b, r.reads(kind)))
 	if err != nil {
 		t.Fatalf("%s %x: lean overlooked: %v", kind, b, err)
 	}
-	if d := cmp.Diff(knownOf(want, r.podLabels), got, sameKnown); d != "" {
+	if d := cmp.Diff(knownOf(want, r.converter()), got, sameKnown); d != "" {
 		t.Fatalf("%s %x (-parts +lean):\n%s", kind, b, d)
 	}
 	if want, err := generated(c, kind, b); err == nil {
-		if d := cmp.Diff(knownOf(want, r.podLabels), got, sameKnown); d != "" {
+		if d := cmp.Diff(knownOf(want, r.converter()), got, sameKnown); d != "" {
 			t.Fatalf("%s %x (-whole +lean):\n%s", kind, b, d)
 		}
 	}
@@ -132,8 +177,10 @@ func fullObjects() map[cluster.Kind][]runtime.Object {
 	m := metav1.ObjectMeta{
 		Namespace: "ns", Name: "name", GenerateName: "na", UID: "uid", ResourceVersion: "123", Generation: 7, CreationTimestamp: now,
 		Labels: map[string]string{"a": "b", discoveryv1.LabelServiceName: "web", "multicluster.kubernetes.io/service-name": "far",
-			"multicluster.kubernetes.io/source-cluster": "west", "": "empty"},
-		Annotations:     map[string]string{corev1.EndpointsLastChangeTriggerTime: "2024-05-06T07:08:09.1Z", metav1.InitialEventsAnnotationKey: "true", "x": strings.Repeat("y", 300)},
+			"multicluster.kubernetes.io/source-cluster": "west", "": "empty", "ropewalk.dev/host-aliases": "cluster",
+			corev1.LabelTopologyZone: "zone-a", corev1.LabelTopologyRegion: "region"},
+		Annotations: map[string]string{corev1.EndpointsLastChangeTriggerTime: "2024-05-06T07:08:09.1Z", metav1.InitialEventsAnnotationKey: "true", "x": strings.Repeat("y", 300),
+			"ropewalk.dev/host-aliases": `[{"ip":"10.1.2.3"}]`, "ropewalk.dev/": "", "ropewalk.devil/x": "y", "ropewalk.dev": "z"},
 		OwnerReferences: []metav1.OwnerReference{{Kind: "Deployment", Name: "owner", Controller: new(true)}}, Finalizers: []string{"f"},
 		ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "m", Time: &now, FieldsV1: metav1.NewFieldsV1(`{"f:a":{}}`)}},
 	}
@@ -146,7 +193,17 @@ func fullObjects() map[cluster.Kind][]runtime.Object {
 				PublishNotReadyAddresses: true, SessionAffinity: "None", IPFamilies: []corev1.IPFamily{"IPv4"}, IPFamilyPolicy: new(corev1.IPFamilyPolicyPreferDualStack), HealthCheckNodePort: 4,
 				Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: "TCP", TargetPort: intstr.FromString("http"), NodePort: 30000, AppProtocol: new("h2c")}, {Name: "dns", Port: 53, Protocol: "UDP"}, {Name: "bad", Port: -1}}},
 				Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "1.2.3.4"}}}}},
+			&corev1.Service{ObjectMeta: m, Spec: corev1.ServiceSpec{Type: "LoadBalancer", ClusterIP: "10.0.0.1", ClusterIPs: []string{"10.0.0.1", "fd00::1"},
+				SessionAffinity: "ClientIP", SessionAffinityConfig: &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: new(int32(60))}},
+				ExternalIPs: []string{"192.0.2.1", "?", "2001:db8::1"}, LoadBalancerIP: "192.0.2.9", LoadBalancerClass: new("c"), AllocateLoadBalancerNodePorts: new(true),
+				LoadBalancerSourceRanges: []string{" 10.0.0.0/8", "x", "fd00::/8 "}, ExternalTrafficPolicy: "Local", HealthCheckNodePort: 32000,
+				InternalTrafficPolicy: new(corev1.ServiceInternalTrafficPolicyLocal), TrafficDistribution: new("PreferClose"),
+				Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: "TCP", NodePort: 30080}, {Name: "bad", Port: 0, NodePort: 30081}, {Name: "dns", Port: 53, Protocol: "UDP", NodePort: -1}}},
+				Status: corev1.ServiceStatus{Conditions: []metav1.Condition{{Type: "LoadBalancerPortsError"}}, LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{
+					{IP: "192.0.2.3", IPMode: new(corev1.LoadBalancerIPModeVIP), Ports: []corev1.PortStatus{{Port: 80, Protocol: "TCP", Error: new("e")}}}, {IP: "192.0.2.4", IPMode: new(corev1.LoadBalancerIPModeProxy)},
+					{Hostname: "lb.example.org"}, {IP: "2001:db8::3"}, {IP: "no"}}}}},
 			&corev1.Service{ObjectMeta: gone, Spec: corev1.ServiceSpec{Type: "ExternalName", ExternalName: "example.org"}},
+			&corev1.Service{ObjectMeta: m, Spec: corev1.ServiceSpec{Type: "NodePort", ClusterIP: "10.0.0.1", SessionAffinity: "ClientIP", SessionAffinityConfig: &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{}}}},
 			&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "n"}, Spec: corev1.ServiceSpec{Type: "Magic", ClusterIP: "None", ClusterIPs: []string{"None"}}},
 		},
 		cluster.KindSlice: {
@@ -157,18 +214,35 @@ func fullObjects() map[cluster.Kind][]runtime.Object {
 						Hints: &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: "z"}}}, DeprecatedTopology: map[string]string{"a": "b"}},
 					{Addresses: []string{"bad"}, Conditions: discoveryv1.EndpointConditions{Ready: new(false)}, Hostname: new("")}, {},
 				}},
+			&discoveryv1.EndpointSlice{ObjectMeta: m, AddressType: "IPv6", Endpoints: []discoveryv1.Endpoint{
+				{Addresses: []string{"fd00::1"}, Hints: &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: "z"}, {Name: "y"}, {}}, ForNodes: []discoveryv1.ForNode{{Name: "n1"}, {Name: "n2"}}}},
+				{Addresses: []string{"bad", "fd00::2", "fd00::3"}, Conditions: discoveryv1.EndpointConditions{Serving: new(false), Terminating: new(true)}, Hints: &discoveryv1.EndpointHints{ForNodes: []discoveryv1.ForNode{{Name: "n1"}}}},
+				{Addresses: []string{"fd00::4"}, Conditions: discoveryv1.EndpointConditions{Ready: new(false), Serving: new(true), Terminating: new(true)}, Hints: &discoveryv1.EndpointHints{}},
+				{Addresses: []string{"fd00::5"}},
+			}},
 			&discoveryv1.EndpointSlice{ObjectMeta: gone, AddressType: "FQDN"},
 		},
 		cluster.KindPod: {
 			&corev1.Pod{ObjectMeta: m, Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "i", Args: []string{"a"}}}},
 				Status: corev1.PodStatus{Phase: "Running", PodIP: "10.1.0.1", PodIPs: []corev1.PodIP{{IP: "10.1.0.1"}, {IP: "fd00::1"}, {IP: "?"}}, HostIP: "10.0.0.9", StartTime: &now, Conditions: []corev1.PodCondition{{Type: "Ready"}}}},
+			&corev1.Pod{ObjectMeta: m, Spec: corev1.PodSpec{Hostname: "h", Subdomain: "s", HostnameOverride: new("over.ride"), HostNetwork: true, EnableServiceLinks: new(false), DNSPolicy: "Default",
+				HostAliases: []corev1.HostAlias{{IP: "10.1.2.3", Hostnames: []string{"foo.remote", "bar.remote"}}, {IP: "fd00::7"}, {IP: "10.1.2.300", Hostnames: []string{"x"}}, {IP: "010.1.2.3", Hostnames: []string{"old"}}, {IP: "10.1.2.4", Hostnames: []string{"x y"}}}}},
+			&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "plain", UID: "other"}, Spec: corev1.PodSpec{EnableServiceLinks: new(true), HostAliases: []corev1.HostAlias{{}}}},
+			&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "nameless"}},
 			&corev1.Pod{ObjectMeta: gone, Status: corev1.PodStatus{Phase: "Running"}},
 			&corev1.Pod{ObjectMeta: m, Status: corev1.PodStatus{Phase: "Failed"}},
 		},
 		cluster.KindNode: {
 			&corev1.Node{ObjectMeta: m, Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24", PodCIDRs: []string{"10.1.0.0/24", "fd00::/64", "x"}, ProviderID: "p", Taints: []corev1.Taint{{Key: "k"}}},
-				Status: corev1.NodeStatus{Images: []corev1.ContainerImage{{Names: []string{"i"}}}}},
-			&corev1.Node{ObjectMeta: m, Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24"}},
+				Status: corev1.NodeStatus{Images: []corev1.ContainerImage{{Names: []string{"i"}}}, Conditions: []corev1.NodeCondition{{Type: "Ready"}}, Addresses: []corev1.NodeAddress{
+					{Type: "InternalIP", Address: "10.0.0.9"}, {Type: "Hostname", Address: "n1"}, {Type: "ExternalIP", Address: "192.0.2.9"}, {Type: "InternalIP", Address: "?"}, {Type: "InternalIP", Address: "fd00::9"}}}},
+			&corev1.Node{ObjectMeta: gone, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{}}}},
+			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24"}},
+		},
+		cluster.KindConfigMap: {
+			&corev1.ConfigMap{ObjectMeta: m, Immutable: new(true), Data: map[string]string{"hosts": "10.1.2.3 foo.remote\n", "empty": "", "large": strings.Repeat("#", 5000)}, BinaryData: map[string][]byte{"b": {0, 1, 2}}},
+			&corev1.ConfigMap{ObjectMeta: gone, Data: map[string]string{"hosts": "10.1.2.4 foo.remote\n"}},
+			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "none"}},
 		},
 	}
 }
@@ -185,8 +259,8 @@ func marshal(t testing.TB, o runtime.Object) []byte {
 // TestLeanReadsObjects also holds that what an object before left behind does not show.
 func TestLeanReadsObjects(t *testing.T) {
 	c := mustCodec(t)
-	for _, podLabels := range []bool{false, true} {
-		r := &lean{names: newInterner(), podLabels: podLabels}
+	for bits := range uint8(16) {
+		r := &lean{names: newInterner(), asks: asksIn(bits)}
 		for kind, objs := range fullObjects() {
 			for _, o := range slices.Concat(objs, objs) {
 				if !checkLean(t, c, r, kind, marshal(t, o)) {
@@ -209,10 +283,11 @@ func TestLeanReadsObjects(t *testing.T) {
 func TestLeanReadsAnyWire(t *testing.T) {
 	c := mustCodec(t)
 	rnd := rand.New(rand.NewPCG(1, 2))
-	r := &lean{names: newInterner(), podLabels: true}
+	r := &lean{names: newInterner()}
 	objs := fullObjects()
 	taken, refused := 0, 0
-	for range 10_000 {
+	for i := range 20_000 {
+		r.asks = asksIn(uint8(i))
 		kind := leanKinds[rnd.IntN(len(leanKinds))]
 		b := marshal(t, objs[kind][rnd.IntN(len(objs[kind]))])
 		for range 1 + rnd.IntN(3) {
@@ -224,7 +299,7 @@ func TestLeanReadsAnyWire(t *testing.T) {
 			refused++
 		}
 	}
-	if taken < 2000 || refused < 2000 {
+	if taken < 4000 || refused < 4000 {
 		t.Errorf("%d taken, %d refused: the mutations are not what they should be", taken, refused)
 	}
 }
@@ -304,12 +379,13 @@ func FuzzLean(f *testing.F) {
 	for i, kind := range leanKinds {
 		for _, o := range fullObjects()[kind] {
 			f.Add(uint8(i), marshal(f, o))
+			f.Add(uint8(i)|0xf0, marshal(f, o))
 		}
 	}
 	c := mustCodec(f)
 	f.Fuzz(func(t *testing.T, kind uint8, b []byte) {
-		r := &lean{names: newInterner(), podLabels: kind&0x80 != 0}
-		checkLean(t, c, r, leanKinds[int(kind&0x7f)%len(leanKinds)], b)
+		r := &lean{names: newInterner(), asks: asksIn(kind >> 4)}
+		checkLean(t, c, r, leanKinds[int(kind&0xf)%len(leanKinds)], b)
 	})
 }
 
@@ -447,7 +523,7 @@ func FuzzProtobufList(f *testing.F) {
 		var got []known
 		m, err := d.protobufList(bufio.NewReader(bytes.NewReader(raw)), func(o runtime.Object, bad *undecoded) {
 			if bad == nil {
-				got = append(got, knownOf(o, false))
+				got = append(got, knownOf(o, new(converter)))
 			}
 		})
 		whole, errWhole := d.object(raw, d.gvk.GroupVersion().WithKind("ServiceList"))
@@ -460,7 +536,7 @@ func FuzzProtobufList(f *testing.F) {
 		}
 		var want []known
 		for i := range list.Items {
-			want = append(want, knownOf(&list.Items[i], false))
+			want = append(want, knownOf(&list.Items[i], new(converter)))
 		}
 		if d := cmp.Diff(want, got, sameKnown); d != "" || m.ResourceVersion != list.ResourceVersion || m.Continue != list.Continue {
 			t.Errorf("(-whole +lean):\n%s\n%v, %v", d, m, list.ListMeta)
@@ -490,6 +566,109 @@ func TestFrames(t *testing.T) {
 	}
 	if _, err := nextFrame(bufio.NewReader(strings.NewReader(""))); err != io.EOF {
 		t.Errorf("the end: %v", err)
+	}
+}
+
+// What a pod's hosts file is made of costs nothing where nobody asks for it.
+func TestPodHostsAllocateOnRequest(t *testing.T) {
+	pod := fullObjects()[cluster.KindPod][1].(*corev1.Pod)
+	for k := range pod.Annotations {
+		if !strings.HasPrefix(k, cluster.AnnotationPrefix) {
+			delete(pod.Annotations, k)
+		}
+	}
+	pod.Labels = nil
+	plain := pod.DeepCopy()
+	plain.UID, plain.Annotations, plain.Spec = "", nil, corev1.PodSpec{}
+	allocs := func(o *corev1.Pod, podHosts bool) float64 {
+		b := marshal(t, o)
+		r := &lean{names: newInterner(), asks: asks{podHosts: podHosts}}
+		conv := r.converter()
+		return testing.AllocsPerRun(100, func() {
+			if v, _ := conv.object(r.object(cluster.KindPod, b)); v == nil {
+				t.Fatal("not taken")
+			}
+		})
+	}
+	if a, b := allocs(plain, false), allocs(pod, false); a != b {
+		t.Errorf("%v allocations for a pod without anything of the kind, %v for one with all of it", a, b)
+	}
+	if a, b := allocs(pod, false), allocs(pod, true); a >= b {
+		t.Errorf("%v allocations without, %v with what is asked for: this test measures nothing", a, b)
+	}
+}
+
+// What proxies and routers need costs nothing where nobody asks for it: an object that has it all is as good as one that has
+// nothing of it.
+func TestProxyAllocatesOnRequest(t *testing.T) {
+	objs := fullObjects()
+	service := objs[cluster.KindService][1].(*corev1.Service)
+	service.Spec.Ports = service.Spec.Ports[:1]
+	slice := objs[cluster.KindSlice][1].(*discoveryv1.EndpointSlice)
+	node := objs[cluster.KindNode][0].(*corev1.Node)
+	for _, m := range []metav1.Object{service, slice, node} {
+		maps.DeleteFunc(m.GetLabels(), func(k, _ string) bool { return k != discoveryv1.LabelServiceName && k != corev1.LabelTopologyZone })
+		maps.DeleteFunc(m.GetAnnotations(), func(string, string) bool { return true })
+	}
+	for i := range slice.Endpoints {
+		slice.Endpoints[i].Conditions.Ready = new(true)
+		slice.Endpoints[i].Addresses = []string{"fd00::1"}
+	}
+	node.Spec.PodCIDRs = nil
+	plainService, plainSlice, plainNode := service.DeepCopy(), slice.DeepCopy(), node.DeepCopy()
+	plainService.Spec = corev1.ServiceSpec{Type: service.Spec.Type, ClusterIP: service.Spec.ClusterIP, ClusterIPs: service.Spec.ClusterIPs, Ports: service.Spec.Ports}
+	plainService.Status, plainService.Spec.Ports[0].NodePort = corev1.ServiceStatus{}, 0
+	for i := range plainSlice.Endpoints {
+		plainSlice.Endpoints[i] = discoveryv1.Endpoint{Addresses: []string{"fd00::1"}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)}}
+	}
+	plainNode.Status, plainNode.Labels = corev1.NodeStatus{}, map[string]string{discoveryv1.LabelServiceName: "web"}
+	allocs := func(kind cluster.Kind, o runtime.Object, a asks) float64 {
+		b := marshal(t, o)
+		r := &lean{names: newInterner(), asks: a}
+		conv := r.converter()
+		return testing.AllocsPerRun(100, func() {
+			if v, why := conv.object(r.object(kind, b)); v == nil || a == (asks{}) && len(why) > 0 {
+				t.Fatal("not taken", why)
+			}
+		})
+	}
+	for _, tt := range []struct {
+		kind        cluster.Kind
+		plain, full runtime.Object
+	}{{cluster.KindService, plainService, service}, {cluster.KindSlice, plainSlice, slice}, {cluster.KindNode, plainNode, node}} {
+		if a, b := allocs(tt.kind, tt.plain, asks{}), allocs(tt.kind, tt.full, asks{}); a != b {
+			t.Errorf("%s: %v allocations for one without anything of the kind, %v for one with all of it", tt.kind, a, b)
+		}
+		if a, b := allocs(tt.kind, tt.full, asks{}), allocs(tt.kind, tt.full, asks{proxy: true, nodeNet: true}); a >= b {
+			t.Errorf("%s: %v allocations without, %v with what is asked for: this test measures nothing", tt.kind, a, b)
+		}
+	}
+}
+
+// Endpoints of one zone share their hints: they cost a value of each slice no more than a pointer for each endpoint.
+func TestHintsAreShared(t *testing.T) {
+	slice := func(hints bool) []byte {
+		s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "s"}}
+		for i := range 100 {
+			e := discoveryv1.Endpoint{Addresses: []string{"10.1.0.1"}}
+			if hints {
+				e.Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: fmt.Sprint("zone-", i%3)}}}
+			}
+			s.Endpoints = append(s.Endpoints, e)
+		}
+		return marshal(t, s)
+	}
+	allocs := func(b []byte) float64 {
+		r := &lean{names: newInterner(), asks: asks{proxy: true}}
+		conv := r.converter()
+		return testing.AllocsPerRun(100, func() {
+			if _, why := conv.object(r.object(cluster.KindSlice, b)); len(why) > 0 {
+				t.Fatal(why)
+			}
+		})
+	}
+	if a, b := allocs(slice(false)), allocs(slice(true)); a != b {
+		t.Errorf("%v allocations for a slice without hints, %v for one with", a, b)
 	}
 }
 

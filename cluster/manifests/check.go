@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -48,11 +50,13 @@ func check(v metav1.Object) *finding {
 	case *corev1.Pod:
 		return checkPod(v)
 	case *corev1.Node:
-		return first(checkPrefixes("spec.podCIDRs", v.Spec.PodCIDRs), checkOptional("spec.podCIDR", v.Spec.PodCIDR, checkPrefix))
+		return checkNode(v)
 	case *networkingv1.ServiceCIDR:
 		return checkServiceCIDR(v)
 	case *mcsv1alpha1.ServiceImport:
 		return checkImport(v)
+	case *corev1.ConfigMap:
+		return checkConfigMap(v)
 	}
 	return nil
 }
@@ -153,7 +157,7 @@ func checkService(s *corev1.Service) *finding {
 		}
 		return checkName("spec.externalName", strings.TrimSuffix(s.Spec.ExternalName, "."), validation.IsDNS1123Subdomain)
 	}
-	return first(checkFamilies(s), checkClusterIPs(s), checkServicePorts(s))
+	return first(checkFamilies(s), checkClusterIPs(s), checkServicePorts(s), checkExposure(s))
 }
 
 func checkFamilies(s *corev1.Service) *finding {
@@ -262,6 +266,9 @@ func checkTargetPort(field string, p intstr.IntOrString) *finding {
 	return nil
 }
 
+// maxEndpoints is how many endpoints the API takes in a slice.
+const maxEndpoints = 1000
+
 func checkSlice(s *discoveryv1.EndpointSlice) *finding {
 	if s.AddressType == discoveryv1.AddressTypeFQDN {
 		return nil // names are not addresses, and nothing reads them
@@ -276,8 +283,14 @@ func checkSlice(s *discoveryv1.EndpointSlice) *finding {
 			return f
 		}
 	}
+	if n := len(s.Endpoints); n > maxEndpoints {
+		return found("endpoints", "%d; want at most %d, and more in slices of their own", n, maxEndpoints)
+	}
 	for i, e := range s.Endpoints {
 		at := fmt.Sprintf("endpoints[%d]", i)
+		if f := checkHints(at+".hints", e.Hints); f != nil {
+			return f
+		}
 		if e.Hostname != nil {
 			if f := checkOptional(at+".hostname", *e.Hostname, checkLabel); f != nil {
 				return f
@@ -350,7 +363,75 @@ func checkPod(p *corev1.Pod) *finding {
 		checkOptional("status.podIP", p.Status.PodIP, checkAddr),
 		checkOptional("spec.hostname", p.Spec.Hostname, checkLabel),
 		checkOptional("spec.subdomain", p.Spec.Subdomain, checkLabel),
+		checkOptional("metadata.uid", string(p.UID), checkUID),
+		checkHostnameOverride(&p.Spec),
+		checkHostAliases(p.Spec.HostAliases),
 	)
+}
+
+// checkUID refuses what cannot be the name of a pod's directory.
+func checkUID(field, uid string) *finding {
+	if problems := content.IsPathSegmentName(uid); len(problems) > 0 {
+		return found(field, "%q %s; want that of the pod's directory, or leave it out", uid, strings.Join(problems, "; "))
+	}
+	return nil
+}
+
+// maxHostname is what the API takes for a hostnameOverride (KEP-4762).
+const maxHostname = 64
+
+func checkHostnameOverride(spec *corev1.PodSpec) *finding {
+	const field = "spec.hostnameOverride"
+	switch name := spec.HostnameOverride; {
+	case name == nil:
+		return nil
+	case spec.SetHostnameAsFQDN != nil && *spec.SetHostnameAsFQDN:
+		return found(field, "does not go with setHostnameAsFQDN; want one of the two")
+	case spec.HostNetwork:
+		return found(field, "does not go with hostNetwork, where the hostname is the node's; want one of the two")
+	case len(*name) > maxHostname:
+		return found(field, "%d characters; want at most %d", len(*name), maxHostname)
+	default:
+		return checkName(field, *name, validation.IsDNS1123Subdomain)
+	}
+}
+
+func checkHostAliases(aliases []corev1.HostAlias) *finding {
+	for i, a := range aliases {
+		at := fmt.Sprintf("spec.hostAliases[%d]", i)
+		if f := checkAddr(at+".ip", a.IP); f != nil {
+			return f
+		}
+		for j, name := range a.Hostnames {
+			if f := checkName(fmt.Sprintf("%s.hostnames[%d]", at, j), name, validation.IsDNS1123Subdomain); f != nil {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
+func checkConfigMap(m *corev1.ConfigMap) *finding {
+	size := 0
+	for _, key := range slices.Sorted(maps.Keys(m.Data)) {
+		if f := checkName("data", key, validation.IsConfigMapKey); f != nil {
+			return f
+		}
+		if _, ok := m.BinaryData[key]; ok {
+			return found("binaryData."+key, "also in data; want each key once")
+		}
+		size += len(m.Data[key])
+	}
+	for _, key := range slices.Sorted(maps.Keys(m.BinaryData)) {
+		if f := checkName("binaryData", key, validation.IsConfigMapKey); f != nil {
+			return f
+		}
+		size += len(m.BinaryData[key])
+	}
+	if size > corev1.MaxSecretSize { // the API's limit for ConfigMaps, too
+		return found("data", "%d bytes; want at most %d, or several ConfigMaps", size, corev1.MaxSecretSize)
+	}
+	return nil
 }
 
 func checkServiceCIDR(c *networkingv1.ServiceCIDR) *finding {

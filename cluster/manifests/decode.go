@@ -319,6 +319,9 @@ func wanted(t reflect.Type) string {
 	case reflect.Bool:
 		return "true or false"
 	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Uint8 {
+			return "base64 in a string"
+		}
 		return "a list"
 	case reflect.Map, reflect.Struct:
 		return "a mapping"

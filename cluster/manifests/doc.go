@@ -9,9 +9,10 @@
 //
 // Files are *.yaml, *.yml and *.json right in the directory, as `kubectl apply -f DIR` takes them; symbolic links are
 // followed, dotfiles and names that end in "~" are not files. A file holds any number of documents, and lists of objects.
-// The kinds understood are Namespace, Service, EndpointSlice, Endpoints, Pod, Node, ServiceCIDR and ServiceImport; others
-// are ignored, and so are fields that are unknown.
+// The kinds understood are Namespace, Service, EndpointSlice, Endpoints, Pod, Node, ServiceCIDR, ServiceImport and ConfigMap;
+// others are ignored, and so are fields that are unknown.
 //
 // What a control plane would add, Fill adds: see there. It is not a control plane: nothing is scheduled, and no pod,
-// node or deployment comes into being.
+// node or deployment comes into being. A pod without a UID gets one that its namespace and name alone decide; where a kubelet
+// runs the pod, its directory is called by the UID that the kubelet knows, so the file has to give that.
 package manifests

@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
 
@@ -26,6 +27,7 @@ type Cluster struct {
 	Nodes      []*corev1.Node
 	CIDRs      []*networkingv1.ServiceCIDR
 	Imports    []*mcsv1alpha1.ServiceImport
+	ConfigMaps []*corev1.ConfigMap
 
 	// Assigned are the cluster addresses of the services, for the next Fill.
 	Assigned Assigned
@@ -47,10 +49,13 @@ type Assigned map[cluster.Key][]netip.Addr
 //     starts from a hash of the service's key, so that it is mostly the same in another process; what a service
 //     had in before, which is nil or another Cluster's Assigned, it keeps as long as no other one asks for it by number.
 //   - Endpoints are mirrored to slices, those of services with a selector too unless there are slices, since nothing else
-//     is known of them then. Services whose endpoints are not in the files get slices of the pods that they select.
+//     is known of them then. Services whose endpoints are not in the files get slices of the pods that they select, with the
+//     hints of their trafficDistribution.
 //
-// The error is an *Error: two objects of the same kind and name, two services of the same address, a family that the
-// cluster does not have, or a range that is full.
+// Node ports are as they are written: a service that has none gets none.
+//
+// The error is an *Error: two objects of the same kind and name, two services of the same address or node port, two pods of
+// the same UID, a family that the cluster does not have, or a range that is full.
 func Fill(objects []Object, before Assigned) (*Cluster, error) {
 	f := filler{c: &Cluster{}, slices: map[cluster.Key]bool{}}
 	if err := f.sort(objects); err != nil {
@@ -93,7 +98,7 @@ func (f *filler) sort(objects []Object) error {
 		kind string
 		key  cluster.Key
 	}
-	seen := map[id]*Object{}
+	seen, uids := map[id]*Object{}, map[types.UID]*Object{}
 	for i := range objects {
 		o := &objects[i]
 		if o.Value == nil {
@@ -106,6 +111,14 @@ func (f *filler) sort(objects []Object) error {
 			return err
 		}
 		seen[k] = o
+		if pod, ok := o.Value.(*corev1.Pod); ok {
+			if other, ok := uids[pod.UID]; ok { // they would have one directory
+				err := o.fail("metadata.uid", "that of Pod %s, too%s; want another one, or leave it out", other.Key(), other.place())
+				err.Other = other.File
+				return err
+			}
+			uids[pod.UID] = o
+		}
 		f.add(o)
 	}
 	slices.SortFunc(f.services, func(a, b service) int { return a.key().Compare(b.key()) })
@@ -130,6 +143,8 @@ func (f *filler) add(o *Object) {
 		f.c.CIDRs = append(f.c.CIDRs, v)
 	case *mcsv1alpha1.ServiceImport:
 		f.c.Imports = append(f.c.Imports, v)
+	case *corev1.ConfigMap:
+		f.c.ConfigMaps = append(f.c.ConfigMaps, v)
 	}
 }
 
@@ -139,6 +154,7 @@ func (f *filler) order() {
 	slices.SortFunc(f.c.Slices, byKey)
 	slices.SortFunc(f.c.Nodes, byKey)
 	slices.SortFunc(f.c.Imports, byKey)
+	slices.SortFunc(f.c.ConfigMaps, byKey)
 }
 
 func byKey[T metav1.Object](a, b T) int { return keyOf(a).Compare(keyOf(b)) }
@@ -180,6 +196,9 @@ func (f *filler) fillServices(before Assigned) error {
 		if err := fillFamilies(s, ranges); err != nil {
 			return err
 		}
+	}
+	if err := checkNodePorts(f.services); err != nil {
+		return err
 	}
 	a := allocator{ranges: ranges, owners: map[netip.Addr]service{}}
 	notes, err := a.allocate(f.services, before)

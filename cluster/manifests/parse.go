@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"fmt"
 	"strings"
 
@@ -10,6 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
@@ -28,8 +30,8 @@ type Object struct {
 	// APIVersion and Kind are as they are written.
 	APIVersion, Kind string
 	// Value is a *Namespace, *Service, *Endpoints, *Pod or *Node of v1, a discovery/v1 *EndpointSlice, a networking/v1
-	// *ServiceCIDR or a multicluster.x-k8s.io/v1alpha1 *ServiceImport; nil if the kind is not understood. Of pods and of
-	// metadata it has only what this package uses. It must not be written to.
+	// *ServiceCIDR, a multicluster.x-k8s.io/v1alpha1 *ServiceImport or a v1 *ConfigMap; nil if the kind is not understood. Of
+	// pods, of ConfigMaps and of metadata it has only what this package uses. It must not be written to.
 	Value metav1.Object
 
 	// lines are those of the fields that may turn out wrong together with other objects.
@@ -152,10 +154,20 @@ func (p *parser) fill(o *Object, n *yaml.Node) error {
 	if f := check(o.Value); f != nil {
 		return &Error{File: p.file, Line: lineOf(n, f.field), Object: describe(o.Kind, n), Field: f.field, Problem: f.problem}
 	}
-	if _, ok := o.Value.(*corev1.Service); ok {
+	switch v := o.Value.(type) {
+	case *corev1.Service:
 		o.lines = map[string]int{}
-		for _, f := range []string{"spec.clusterIP", "spec.clusterIPs", "spec.ipFamilyPolicy", "spec.ipFamilies"} {
+		for _, f := range []string{"spec.clusterIP", "spec.clusterIPs", "spec.ipFamilyPolicy", "spec.ipFamilies", "spec.healthCheckNodePort"} {
 			o.lines[f] = lineOf(n, f)
+		}
+		for i, p := range v.Spec.Ports {
+			if f := fmt.Sprintf("spec.ports[%d].nodePort", i); p.NodePort != 0 {
+				o.lines[f] = lineOf(n, f)
+			}
+		}
+	case *corev1.Pod:
+		if v.UID != "" {
+			o.lines = map[string]int{"metadata.uid": lineOf(n, "metadata.uid")}
 		}
 	}
 	trim(o.Value)
@@ -191,6 +203,8 @@ func newValue(apiVersion, kind string) metav1.Object {
 		return &networkingv1.ServiceCIDR{}
 	case "multicluster.x-k8s.io/v1alpha1 ServiceImport":
 		return &mcsv1alpha1.ServiceImport{}
+	case "v1 ConfigMap":
+		return &corev1.ConfigMap{}
 	}
 	return nil
 }
@@ -221,14 +235,20 @@ func trim(v metav1.Object) {
 		}
 	case *corev1.Pod:
 		trimPod(v)
+	case *corev1.ConfigMap:
+		v.SetAnnotations(nil)
+		v.BinaryData = nil
 	}
 }
 
 func trimPod(pod *corev1.Pod) {
-	pod.SetAnnotations(nil)
+	pod.UID = cmp.Or(pod.UID, podUID(keyOf(pod)))
+	pod.SetAnnotations(cluster.Own(pod.Annotations))
 	pod.Spec = corev1.PodSpec{
 		NodeName: pod.Spec.NodeName, Hostname: pod.Spec.Hostname, Subdomain: pod.Spec.Subdomain,
-		Containers: trimContainers(pod.Spec.Containers, false), InitContainers: trimContainers(pod.Spec.InitContainers, true),
+		HostnameOverride: pod.Spec.HostnameOverride, HostNetwork: pod.Spec.HostNetwork, HostAliases: pod.Spec.HostAliases,
+		EnableServiceLinks: pod.Spec.EnableServiceLinks,
+		Containers:         trimContainers(pod.Spec.Containers, false), InitContainers: trimContainers(pod.Spec.InitContainers, true),
 	}
 	pod.Status = corev1.PodStatus{
 		Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs, Conditions: pod.Status.Conditions,
@@ -236,6 +256,14 @@ func trimPod(pod *corev1.Pod) {
 	if len(pod.Status.PodIPs) == 0 && pod.Status.PodIP != "" {
 		pod.Status.PodIPs = []corev1.PodIP{{IP: pod.Status.PodIP}}
 	}
+}
+
+// podUID returns the UID of a pod whose file gives none: the same at each reading and in each process, and in the form of
+// those that API servers give (RFC 9562, version 8).
+func podUID(key cluster.Key) types.UID {
+	h := sha256.Sum256([]byte("pod " + key.String()))
+	h[6], h[8] = h[6]&0x0f|0x80, h[8]&0x3f|0x80
+	return types.UID(fmt.Sprintf("%x-%x-%x-%x-%x", h[:4], h[4:6], h[6:8], h[8:10], h[10:16]))
 }
 
 // trimContainers keeps the ports; of init containers only those that stay (sidecars, KEP-753) have any that count.

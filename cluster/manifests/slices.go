@@ -268,9 +268,12 @@ func portsID(ports []discoveryv1.EndpointPort) string {
 
 // podEndpoint returns p as an endpoint of s; it has no addresses if p has none of the family.
 func podEndpoint(s *corev1.Service, p *corev1.Pod, fam corev1.IPFamily, zones map[string]string) discoveryv1.Endpoint {
+	serving, terminating := ready(p), p.DeletionTimestamp != nil
 	e := discoveryv1.Endpoint{
-		Conditions: discoveryv1.EndpointConditions{Ready: new(s.Spec.PublishNotReadyAddresses || ready(p))},
-		TargetRef:  &corev1.ObjectReference{Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+		Conditions: discoveryv1.EndpointConditions{
+			Ready: new(s.Spec.PublishNotReadyAddresses || serving && !terminating), Serving: &serving, Terminating: &terminating,
+		},
+		TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID},
 	}
 	for _, ip := range p.Status.PodIPs {
 		if familyOf(ip.IP) == fam {
@@ -286,14 +289,29 @@ func podEndpoint(s *corev1.Service, p *corev1.Pod, fam corev1.IPFamily, zones ma
 			e.Zone = &zone
 		}
 	}
+	if *e.Conditions.Ready {
+		e.Hints = hints(deref(s.Spec.TrafficDistribution), &e)
+	}
 	return e
+}
+
+// hints returns the hints that say what a service's trafficDistribution says (KEP-4444, KEP-3015): who is near prefers e.
+func hints(distribution string, e *discoveryv1.Endpoint) *discoveryv1.EndpointHints {
+	h := &discoveryv1.EndpointHints{}
+	if distribution != "" && e.Zone != nil {
+		h.ForZones = []discoveryv1.ForZone{{Name: *e.Zone}}
+	}
+	if distribution == corev1.ServiceTrafficDistributionPreferSameNode && e.NodeName != nil {
+		h.ForNodes = []discoveryv1.ForNode{{Name: *e.NodeName}}
+	}
+	if h.ForZones == nil && h.ForNodes == nil {
+		return nil
+	}
+	return h
 }
 
 // ready reads the condition Ready. A pod without any condition is ready, so that files can be short.
 func ready(p *corev1.Pod) bool {
-	if p.DeletionTimestamp != nil {
-		return false
-	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady {
 			return c.Status == corev1.ConditionTrue

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
 )
@@ -413,6 +414,25 @@ apiVersion: v1
 kind: Pod
 metadata: {name: p, namespace: shop, labels: {run: web, app: web}}
 status: {podIPs: [{ip: 192.0.2.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: q, namespace: shop}
+spec: {nodeName: node-a}
+status: {podIPs: [{ip: 192.0.2.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: waiting, namespace: shop}
+spec: {nodeName: node-a, hostNetwork: true}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: all, namespace: shop, labels: {ropewalk.dev/host-aliases: cluster}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: other, namespace: shop, labels: {app: web}}
 `)
 	tests := []struct {
 		name     string
@@ -433,6 +453,18 @@ status: {podIPs: [{ip: 192.0.2.1}]}
 			"the label of every namespace",
 			cluster.Interest{Kinds: cluster.KindsOf(cluster.KindNamespace), NamespaceLabels: "kubernetes.io/metadata.name in (shop,default)"},
 			[]string{"Namespace default", "Namespace shop"},
+		}, {
+			"the pods of a node", cluster.Interest{Kinds: cluster.KindsOf(cluster.KindPod), NodeName: "node-a"},
+			[]string{"Pod shop/q"},
+		}, {
+			"with those that have no address yet", cluster.Interest{Kinds: cluster.KindsOf(cluster.KindPod), NodeName: "node-a", PodHosts: true},
+			[]string{"Pod shop/q", "Pod shop/waiting"},
+		}, {
+			"ConfigMaps by labels of their own", cluster.Interest{Kinds: cluster.KindsOf(cluster.KindConfigMap, cluster.KindPod), Labels: "app", ConfigMapLabels: "ropewalk.dev/host-aliases in (cluster,namespace)"},
+			[]string{"Pod shop/p", "ConfigMap shop/all"},
+		}, {
+			"all ConfigMaps", cluster.Interest{Kinds: cluster.KindsOf(cluster.KindConfigMap)},
+			[]string{"ConfigMap shop/all", "ConfigMap shop/other"},
 		},
 	}
 	for _, tt := range tests {
@@ -444,6 +476,8 @@ status: {podIPs: [{ip: 192.0.2.1}]}
 					got = append(got, fmt.Sprint(o.Kind(), " ", o.Key()))
 					if p, ok := o.(*cluster.Pod); ok && p.Labels != nil {
 						t.Errorf("labels that nobody asked for: %v", p.Labels)
+					} else if ok && (p.Hosts != nil) != tt.interest.PodHosts {
+						t.Errorf("Pod %s has the hosts %v, asked for %t", o.Key(), p.Hosts, tt.interest.PodHosts)
 					}
 				}
 			}
@@ -454,8 +488,67 @@ status: {podIPs: [{ip: 192.0.2.1}]}
 	}
 	s, err := New(dir, nil)
 	must(t, err)
-	if err := s.Run(context.Background(), cluster.Interest{Labels: "a in b"}, nil); err == nil {
-		t.Error("a selector that does not parse is no error")
+	for says, interest := range map[string]cluster.Interest{
+		`labels "a in b"`: {Labels: "a in b"}, `namespace labels "=="`: {NamespaceLabels: "=="},
+		`ConfigMap labels "a b"`: {ConfigMapLabels: "a b"}, `node name "Node_A"`: {NodeName: "Node_A"},
+		`service labels "a b"`: {ServiceLabels: "a b"}, `slice labels "a b"`: {SliceLabels: "a b"}, `node name ""`: {OneNode: true},
+	} {
+		if err := s.Run(context.Background(), interest, nil); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("Run(%+v): %v, want an error that says %s", interest, err, says)
+		}
+	}
+}
+
+// What makes a pod's hosts file changes while the pod stays the same one.
+func TestPodHosts(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a.yaml"), filepath.Join(dir, "b.yaml")
+	pod := func(notes string) string {
+		return "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop, annotations: {" + notes + "}}\nspec: {nodeName: node-a}\n"
+	}
+	configMap := func(data string) string {
+		return "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m, namespace: shop, labels: {ropewalk.dev/host-aliases: cluster}}\ndata: {" + data + "}\n"
+	}
+	write(t, a, pod("other: note"))
+	write(t, b, configMap("a: 10.1.2.3 foo"))
+	l := follow(t, dir, cluster.Interest{
+		Kinds: cluster.KindsOf(cluster.KindPod, cluster.KindConfigMap), PodHosts: true, NodeName: "node-a", ConfigMapLabels: "ropewalk.dev/host-aliases",
+	})
+	hosts := func() cluster.PodHosts { return *l.get(cluster.KindPod, "shop", "p").(*cluster.Pod).Hosts }
+	data := func() string { return l.get(cluster.KindConfigMap, "shop", "m").(*cluster.ConfigMap).Data["a"] }
+	first := hosts()
+	if len(first.UID) != 36 || first.Annotations != nil {
+		t.Errorf("hosts %+v, want a UID and nothing else", first)
+	}
+	write(t, a, pod("ropewalk.dev/host-aliases: '[]', other: news"))
+	eventually(t, "annotated", func() bool { return hosts().Annotations["ropewalk.dev/host-aliases"] == "[]" })
+	write(t, b, configMap("a: 10.1.2.4 foo"))
+	eventually(t, "changed", func() bool { return data() == "10.1.2.4 foo" })
+	if diff := cmp.Diff([]string{"upsert Pod shop/p", "upsert ConfigMap shop/m"}, l.said()); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if now := hosts(); now.UID != first.UID || len(now.Annotations) != 1 {
+		t.Errorf("hosts %+v, want the UID %s and one annotation", now, first.UID)
+	}
+	write(t, b, strings.Replace(configMap("a: 10.1.2.4 foo"), "ropewalk.dev/host-aliases", "other", 1))
+	eventually(t, "not selected any more", func() bool { return l.get(cluster.KindConfigMap, "shop", "m") == nil })
+
+	other, err := New(dir, slog.New(slog.DiscardHandler))
+	must(t, err)
+	v, err := Values(other.cluster, cluster.Interest{Kinds: cluster.KindsOf(cluster.KindPod), PodHosts: true})
+	must(t, err)
+	if uid := v[cluster.KindPod][cluster.Key{Namespace: "shop", Name: "p"}].(*cluster.Pod).Hosts.UID; uid != first.UID {
+		t.Errorf("UID %s in another reading, %s in the first", uid, first.UID)
+	}
+}
+
+// A ConfigMap may be as large as the API takes it, and no larger.
+func TestConfigMapSize(t *testing.T) {
+	for size, good := range map[int]bool{corev1.MaxSecretSize: true, corev1.MaxSecretSize + 1: false} {
+		_, err := Parse("a.yaml", []byte("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata:\n  a: "+strings.Repeat("x", size)+"\n"))
+		if (err == nil) != good || !good && !strings.Contains(err.Error(), "a.yaml:5: ConfigMap m: data: 1048577 bytes; want at most 1048576") {
+			t.Errorf("%d bytes: %v", size, err)
+		}
 	}
 }
 

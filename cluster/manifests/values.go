@@ -6,12 +6,14 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/validation"
 	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
@@ -58,7 +60,7 @@ func (v *View) changes(old *View, received time.Time) []cluster.Change {
 // selection is an Interest with its selectors parsed.
 type selection struct {
 	cluster.Interest
-	labels, namespaces labels.Selector
+	labels, namespaces, services, slices, configMaps labels.Selector
 }
 
 func newSelection(interest cluster.Interest) (selection, error) {
@@ -69,6 +71,20 @@ func newSelection(interest cluster.Interest) (selection, error) {
 	}
 	if s.namespaces, err = labels.Parse(interest.NamespaceLabels); err != nil {
 		return s, fmt.Errorf("namespace labels %q: %w", interest.NamespaceLabels, err)
+	}
+	if s.services, err = labels.Parse(interest.ServiceLabels); err != nil {
+		return s, fmt.Errorf("service labels %q: %w", interest.ServiceLabels, err)
+	}
+	if s.slices, err = labels.Parse(interest.SliceLabels); err != nil {
+		return s, fmt.Errorf("slice labels %q: %w", interest.SliceLabels, err)
+	}
+	if s.configMaps, err = labels.Parse(interest.ConfigMapLabels); err != nil {
+		return s, fmt.Errorf("ConfigMap labels %q: %w", interest.ConfigMapLabels, err)
+	}
+	if n := interest.NodeName; n != "" || interest.OneNode {
+		if msgs := validation.IsDNS1123Subdomain(n); len(msgs) > 0 {
+			return s, fmt.Errorf("node name %q: %s", n, strings.Join(msgs, "; "))
+		}
 	}
 	return s, nil
 }
@@ -81,10 +97,24 @@ func (s selection) wants(k cluster.Kind, v metav1.Object) bool {
 	switch k {
 	case cluster.KindNamespace:
 		return s.namespaces.Matches(labels.Set(v.GetLabels()))
-	case cluster.KindService, cluster.KindSlice, cluster.KindPod:
+	case cluster.KindService:
+		return s.labels.Matches(labels.Set(v.GetLabels())) && s.services.Matches(labels.Set(v.GetLabels()))
+	case cluster.KindSlice:
+		return s.labels.Matches(labels.Set(v.GetLabels())) && s.slices.Matches(labels.Set(v.GetLabels()))
+	case cluster.KindPod:
 		return s.labels.Matches(labels.Set(v.GetLabels()))
+	case cluster.KindNode:
+		return !s.OneNode || v.GetName() == s.NodeName
+	case cluster.KindConfigMap:
+		return s.configMaps.Matches(labels.Set(v.GetLabels()))
 	}
 	return true
+}
+
+// wantsPod reports whether o is of interest. Without an address a pod has no name in DNS, but hosts files may be told of it.
+func (s selection) wantsPod(o *corev1.Pod) bool {
+	return s.wants(cluster.KindPod, o) && (s.NodeName == "" || s.NodeName == o.Spec.NodeName) &&
+		!finished(o) && o.DeletionTimestamp == nil && (s.PodHosts || len(o.Status.PodIPs) > 0)
 }
 
 // Values returns c as cluster values, as far as interest selects them. An error is one of interest's selectors.
@@ -104,23 +134,23 @@ func (s selection) view(c *Cluster) View {
 		}
 	}
 	for _, o := range c.Services {
-		if s.wants(cluster.KindService, o) {
-			v.add(serviceValue(o))
+		if s.wants(cluster.KindService, o) && !(s.NoHeadless && headless(o)) {
+			v.add(s.serviceValue(o))
 		}
 	}
 	for _, o := range c.Slices {
 		if s.wants(cluster.KindSlice, o) && o.AddressType != discoveryv1.AddressTypeFQDN {
-			v.add(sliceValue(o))
+			v.add(s.sliceValue(o))
 		}
 	}
 	for _, o := range c.Pods {
-		if s.wants(cluster.KindPod, o) && !finished(o) && o.DeletionTimestamp == nil && len(o.Status.PodIPs) > 0 {
-			v.add(podValue(o, s.PodLabels))
+		if s.wantsPod(o) {
+			v.add(s.podValue(o))
 		}
 	}
 	for _, o := range c.Nodes {
 		if s.wants(cluster.KindNode, o) {
-			v.add(nodeValue(o))
+			v.add(s.nodeValue(o))
 		}
 	}
 	for _, o := range c.CIDRs {
@@ -133,48 +163,71 @@ func (s selection) view(c *Cluster) View {
 			v.add(importValue(o))
 		}
 	}
+	for _, o := range c.ConfigMaps {
+		if s.wants(cluster.KindConfigMap, o) {
+			v.add(&cluster.ConfigMap{Namespace: o.Namespace, Name: o.Name, Labels: cluster.Own(o.Labels), Data: o.Data})
+		}
+	}
 	return v
 }
 
-func serviceValue(o *corev1.Service) *cluster.Service {
-	s := &cluster.Service{
+func (s selection) serviceValue(o *corev1.Service) *cluster.Service {
+	v := &cluster.Service{
 		Namespace: o.Namespace, Name: o.Name,
 		Headless: headless(o), ClusterIPs: clusterAddrs(o), PublishNotReady: o.Spec.PublishNotReadyAddresses,
 	}
 	switch o.Spec.Type {
 	case corev1.ServiceTypeNodePort:
-		s.Type = cluster.NodePort
+		v.Type = cluster.NodePort
 	case corev1.ServiceTypeLoadBalancer:
-		s.Type = cluster.LoadBalancer
+		v.Type = cluster.LoadBalancer
 	case corev1.ServiceTypeExternalName:
-		s.Type, s.ExternalName = cluster.ExternalName, o.Spec.ExternalName
+		v.Type, v.ExternalName = cluster.ExternalName, o.Spec.ExternalName
 	}
 	for _, p := range o.Spec.Ports {
-		s.Ports = append(s.Ports, cluster.ServicePort{Name: p.Name, Protocol: cluster.Protocol(p.Protocol), Port: uint16(p.Port)})
+		port := cluster.ServicePort{Name: p.Name, Protocol: cluster.Protocol(p.Protocol), Port: uint16(p.Port)}
+		if s.Proxy {
+			port.NodePort = uint16(p.NodePort)
+		}
+		v.Ports = append(v.Ports, port)
 	}
-	return s
+	if s.Proxy && len(v.ClusterIPs) > 0 {
+		v.Proxy = serviceProxy(o)
+	}
+	return v
 }
 
-func sliceValue(o *discoveryv1.EndpointSlice) *cluster.Slice {
-	s := &cluster.Slice{
+func (s selection) sliceValue(o *discoveryv1.EndpointSlice) *cluster.Slice {
+	v := &cluster.Slice{
 		Namespace: o.Namespace, Name: o.Name,
 		Service: o.Labels[discoveryv1.LabelServiceName],
 		Import:  o.Labels[mcsv1alpha1.LabelServiceName], Cluster: o.Labels[mcsv1alpha1.LabelSourceCluster],
 	}
 	if t, err := time.Parse(time.RFC3339Nano, o.Annotations[corev1.EndpointsLastChangeTriggerTime]); err == nil {
-		s.Triggered = t.UTC()
+		v.Triggered = t.UTC()
 	}
 	for _, p := range o.Ports {
 		port := cluster.EndpointPort{Name: deref(p.Name), Protocol: cluster.Protocol(deref(p.Protocol)), Port: -1}
 		if p.Port != nil {
 			port.Port = *p.Port
 		}
-		s.Ports = append(s.Ports, port)
+		v.Ports = append(v.Ports, port)
+	}
+	if s.Proxy {
+		v.Proxy = &cluster.SliceProxy{}
 	}
 	for i := range o.Endpoints {
-		s.Endpoints = appendEndpoint(s.Endpoints, &o.Endpoints[i])
+		n := len(v.Endpoints)
+		v.Endpoints = appendEndpoint(v.Endpoints, &o.Endpoints[i])
+		if s.Proxy {
+			p := endpointProxy(&o.Endpoints[i])
+			for range len(v.Endpoints) - n {
+				v.Proxy.Endpoints = append(v.Proxy.Endpoints, p)
+				p.Extra = true
+			}
+		}
 	}
-	return s
+	return v
 }
 
 // appendEndpoint appends one value for each address of e.
@@ -200,23 +253,44 @@ func appendEndpoint(eps []cluster.Endpoint, e *discoveryv1.Endpoint) []cluster.E
 	return eps
 }
 
-func podValue(o *corev1.Pod, withLabels bool) *cluster.Pod {
+func (s selection) podValue(o *corev1.Pod) *cluster.Pod {
 	p := &cluster.Pod{Namespace: o.Namespace, Name: o.Name}
 	for _, ip := range o.Status.PodIPs {
 		p.IPs = append(p.IPs, netip.MustParseAddr(ip.IP))
 	}
-	if withLabels {
+	if s.PodLabels {
 		p.Labels = o.Labels
+	}
+	if s.PodHosts {
+		p.Hosts = podHosts(o)
 	}
 	return p
 }
 
-func nodeValue(o *corev1.Node) *cluster.Node {
+func podHosts(o *corev1.Pod) *cluster.PodHosts {
+	h := &cluster.PodHosts{
+		UID:      string(o.UID),
+		Hostname: o.Spec.Hostname, Subdomain: o.Spec.Subdomain, HostnameOverride: deref(o.Spec.HostnameOverride),
+		HostNetwork:    o.Spec.HostNetwork,
+		NoServiceLinks: o.Spec.EnableServiceLinks != nil && !*o.Spec.EnableServiceLinks,
+		Annotations:    o.Annotations,
+	}
+	for _, a := range o.Spec.HostAliases {
+		h.Aliases = append(h.Aliases, cluster.HostAlias(a))
+	}
+	return h
+}
+
+func (s selection) nodeValue(o *corev1.Node) *cluster.Node {
 	cidrs := o.Spec.PodCIDRs
 	if len(cidrs) == 0 && o.Spec.PodCIDR != "" {
 		cidrs = []string{o.Spec.PodCIDR}
 	}
-	return &cluster.Node{Name: o.Name, PodCIDRs: prefixes(cidrs)}
+	n := &cluster.Node{Name: o.Name, PodCIDRs: prefixes(cidrs)}
+	if s.NodeNet {
+		n.Net = nodeNet(o)
+	}
+	return n
 }
 
 // prefixes parses ranges that have been checked.

@@ -6,7 +6,7 @@
 //
 // The package does not know what is worth keeping, nor when: that is its caller's.
 //
-// A file is the line "ropewalk snapshot 1", where 1 is the version, and records, each behind its length in four octets
+// A file is the line "ropewalk snapshot 2", where 2 is the version, and records, each behind its length in four octets
 // (big endian), of at most 8 MiB. The first record is the Header in CBOR (RFC 8949), each that follows a kind in one
 // octet and a value of that kind in CBOR, its fields under their names in package cluster. A length of 0 ends them;
 // behind it stands the SHA-256 of everything up to there, and nothing more.
@@ -29,8 +29,9 @@ type Header struct {
 	Kinds cluster.Kinds
 }
 
-// version changes with the format, and so with the fields of the values (testdata/schema).
-const version = 1
+// version changes with the format, and so with the fields of the values (testdata/schema), but for fields that are new and left
+// out where they are empty: without them a file is what it was.
+const version = 2
 
 // Why a file is refused, besides that it cannot be read.
 var (

@@ -220,8 +220,10 @@ func newValue(k cluster.Kind) any {
 		return &cluster.Node{}
 	case cluster.KindServiceCIDR:
 		return &cluster.ServiceCIDR{}
-	default:
+	case cluster.KindServiceImport:
 		return &cluster.ServiceImport{}
+	default:
+		return &cluster.ConfigMap{}
 	}
 }
 

@@ -16,6 +16,7 @@ type slice struct {
 	Ports           []cluster.EndpointPort
 	Endpoints       []endpoint
 	Triggered       time.Time
+	Proxy           *cluster.SliceProxy `cbor:",omitempty"`
 }
 
 // endpoint has the fields of a cluster.Endpoint, to which it converts.
@@ -30,7 +31,7 @@ type endpoint struct {
 }
 
 func fromSlice(o *cluster.Slice) *slice {
-	s := &slice{o.Namespace, o.Name, o.Service, o.Import, o.Cluster, o.Ports, make([]endpoint, len(o.Endpoints)), o.Triggered}
+	s := &slice{o.Namespace, o.Name, o.Service, o.Import, o.Cluster, o.Ports, make([]endpoint, len(o.Endpoints)), o.Triggered, o.Proxy}
 	for i, e := range o.Endpoints {
 		s.Endpoints[i] = endpoint(e)
 	}
@@ -41,6 +42,7 @@ func (s *slice) toSlice() *cluster.Slice {
 	o := &cluster.Slice{
 		Namespace: s.Namespace, Name: s.Name, Service: s.Service, Import: s.Import, Cluster: s.Cluster,
 		Ports: s.Ports, Endpoints: make([]cluster.Endpoint, len(s.Endpoints)), Triggered: s.Triggered,
+		Proxy: s.Proxy,
 	}
 	for i, e := range s.Endpoints {
 		o.Endpoints[i] = cluster.Endpoint(e)

@@ -4,7 +4,6 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
-	"k8s.io/client-go/rest"
 
 	"github.com/ropewalk-net/ropewalk/test/standin"
 	"github.com/ropewalk-net/ropewalk/test/standin/contract"
@@ -13,5 +12,5 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestContract(t *testing.T) {
-	contract.Run(t, &rest.Config{Host: standin.New(t).URL()})
+	contract.Run(t, standin.New(t).Kubeconfig(t.TempDir()))
 }

@@ -88,6 +88,8 @@ var resources = []*resource{
 		bornWithStatus: true,
 		setStatus:      status(func(to, from *corev1.Node) { to.Status = from.Status }),
 	}, {
+		GroupVersionKind: corev1.SchemeGroupVersion.WithKind("ConfigMap"), plural: "configmaps", namespaced: true,
+	}, {
 		GroupVersionKind: discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), plural: "endpointslices",
 		namespaced: true, complete: fill(completeSlice),
 	}, {
@@ -128,12 +130,38 @@ func completeService(s *corev1.Service) {
 			p.TargetPort = intstr.FromInt32(p.Port)
 		}
 	}
+	completeTraffic(s)
+}
+
+// completeTraffic is the part of completeService that only proxies of services read.
+func completeTraffic(s *corev1.Service) {
+	spec := &s.Spec
+	if spec.SessionAffinity == corev1.ServiceAffinityClientIP && spec.SessionAffinityConfig == nil {
+		spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr.To(corev1.DefaultClientIPServiceAffinitySeconds)}}
+	}
+	balanced := spec.Type == corev1.ServiceTypeLoadBalancer
+	if balanced || spec.Type == corev1.ServiceTypeNodePort || spec.Type == corev1.ServiceTypeClusterIP && len(spec.ExternalIPs) > 0 {
+		spec.ExternalTrafficPolicy = orDefault(spec.ExternalTrafficPolicy, corev1.ServiceExternalTrafficPolicyCluster)
+	}
+	if spec.Type != corev1.ServiceTypeExternalName {
+		spec.InternalTrafficPolicy = orDefault(spec.InternalTrafficPolicy, ptr.To(corev1.ServiceInternalTrafficPolicyCluster))
+	}
+	if !balanced {
+		return
+	}
+	spec.AllocateLoadBalancerNodePorts = orDefault(spec.AllocateLoadBalancerNodePorts, ptr.To(true))
+	for i := range s.Status.LoadBalancer.Ingress {
+		if ing := &s.Status.LoadBalancer.Ingress[i]; ing.IP != "" {
+			ing.IPMode = orDefault(ing.IPMode, ptr.To(corev1.LoadBalancerIPModeVIP))
+		}
+	}
 }
 
 func completePod(p *corev1.Pod) {
 	p.Status.Phase = orDefault(p.Status.Phase, corev1.PodPending)
 	p.Spec.RestartPolicy = orDefault(p.Spec.RestartPolicy, corev1.RestartPolicyAlways)
 	p.Spec.SchedulerName = orDefault(p.Spec.SchedulerName, corev1.DefaultSchedulerName)
+	p.Spec.EnableServiceLinks = orDefault(p.Spec.EnableServiceLinks, ptr.To(corev1.DefaultEnableServiceLinks))
 }
 
 func completeSlice(s *discoveryv1.EndpointSlice) {

@@ -145,14 +145,15 @@ func TestApplyEveryKind(t *testing.T) {
 	m := metav1.ObjectMeta{Name: "x"}
 	s.Apply(
 		&corev1.Namespace{ObjectMeta: m}, &corev1.Service{ObjectMeta: m}, &corev1.Pod{ObjectMeta: m}, &corev1.Node{ObjectMeta: m},
-		&discoveryv1.EndpointSlice{ObjectMeta: m}, &mcs.ServiceImport{ObjectMeta: m},
+		&discoveryv1.EndpointSlice{ObjectMeta: m}, &mcs.ServiceImport{ObjectMeta: m}, &corev1.ConfigMap{ObjectMeta: m},
 		&unstructured.Unstructured{Object: map[string]any{
 			"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": map[string]any{"name": "x"},
 			"spec": map[string]any{"cidrs": []any{"10.0.0.0/24"}},
 		}},
 	)
 	for _, path := range []string{
-		"/api/v1/namespaces", "/api/v1/services", "/api/v1/pods", "/api/v1/nodes", "/apis/discovery.k8s.io/v1/endpointslices",
+		"/api/v1/namespaces", "/api/v1/services", "/api/v1/pods", "/api/v1/nodes", "/api/v1/configmaps",
+		"/apis/discovery.k8s.io/v1/endpointslices",
 		"/apis/networking.k8s.io/v1/servicecidrs", "/apis/multicluster.x-k8s.io/v1alpha1/namespaces/default/serviceimports",
 	} {
 		_, body := get(t, s.URL()+path)

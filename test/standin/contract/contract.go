@@ -1,5 +1,6 @@
 // Package contract says how an API server of Kubernetes behaves where Ropewalk depends on it: what lists and watches
-// give, in which order, from which resource version on, and how they fail. Run holds a server to it.
+// give, in which order, from which resource version on, and how they fail; and what Ropewalk's source makes of that where
+// it asks for parts of objects. Run holds a server to it.
 //
 // It runs against the stand-in (test/standin) and against a real kube-apiserver (test/e2e), so that what is tested with
 // the one can be relied on with the other. It leaves objects behind, in namespaces of their own.
@@ -22,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 )
 
 // patience is how long something may take that should happen.
@@ -35,16 +37,18 @@ const (
 
 // suite is a server under test.
 type suite struct {
-	config *rest.Config
-	http   *http.Client
+	kubeconfig string
+	config     *rest.Config
+	http       *http.Client
 	// client talks protobuf, plain JSON.
 	client, plain kubernetes.Interface
 }
 
-// Run holds the server of config to the contract. The server must let the client do everything, admit pods without
-// service accounts, and serve ServiceImports of multicluster.x-k8s.io/v1alpha1.
-func Run(t *testing.T, config *rest.Config) {
-	s := newSuite(t, config)
+// Run holds the server that a kubeconfig file is of to the contract. The server must let the client do everything, admit pods without
+// service accounts, serve ServiceImports of multicluster.x-k8s.io/v1alpha1, and take the addresses 10.96.0.11
+// to 10.96.0.13 and fd00:10:96::13 and the node ports 30911 to 30913 for services that ask for them.
+func Run(t *testing.T, kubeconfig string) {
+	s := newSuite(t, kubeconfig)
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, *suite)
@@ -72,14 +76,24 @@ func Run(t *testing.T, config *rest.Config) {
 		{"watch/encodings", testWatchEncodings},
 		{"custom", testCustom},
 		{"informer", testInformer},
+		{"hosts/pods", testPodHosts},
+		{"hosts/configmaps", testConfigMaps},
+		{"source/pods", testSourcePods},
+		{"source/configmaps", testSourceConfigMaps},
+		{"source/services", testSourceServices},
+		{"source/slices", testSourceSlices},
+		{"source/nodes", testSourceNodes},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, s) })
 	}
 }
 
-func newSuite(t *testing.T, config *rest.Config) *suite {
+func newSuite(t *testing.T, kubeconfig string) *suite {
 	t.Helper()
-	plain := rest.CopyConfig(config)
+	plain, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
 	plain.QPS, plain.Burst = -1, 0
 	plain.AcceptContentTypes, plain.ContentType = acceptJSON, acceptJSON
 	proto := rest.CopyConfig(plain)
@@ -89,7 +103,7 @@ func newSuite(t *testing.T, config *rest.Config) *suite {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.CloseIdleConnections)
-	s := &suite{config: plain, http: client}
+	s := &suite{kubeconfig: kubeconfig, config: plain, http: client}
 	if s.client, err = kubernetes.NewForConfigAndClient(proto, client); err != nil {
 		t.Fatal(err)
 	}

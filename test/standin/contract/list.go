@@ -168,14 +168,14 @@ func testListPages(t *testing.T, s *suite) {
 
 func testListVersions(t *testing.T, s *suite) {
 	ns := s.namespace(t)
-	a := s.service(t, ns, "a", nil)
-	s.service(t, ns, "b", nil)
+	a, b := s.service(t, ns, "a", nil), s.service(t, ns, "b", nil)
 	for _, c := range []struct {
 		opts metav1.ListOptions
 		want []string
 	}{
-		{metav1.ListOptions{ResourceVersion: a.ResourceVersion}, []string{"a", "b"}},
-		{metav1.ListOptions{ResourceVersion: a.ResourceVersion, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan}, []string{"a", "b"}},
+		// From a's version on, b may be there or not: a server's cache may lag.
+		{metav1.ListOptions{ResourceVersion: b.ResourceVersion}, []string{"a", "b"}},
+		{metav1.ListOptions{ResourceVersion: b.ResourceVersion, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan}, []string{"a", "b"}},
 		{metav1.ListOptions{ResourceVersion: a.ResourceVersion, ResourceVersionMatch: metav1.ResourceVersionMatchExact}, []string{"a"}},
 		{metav1.ListOptions{ResourceVersion: a.ResourceVersion, Limit: 10}, []string{"a"}},
 	} {

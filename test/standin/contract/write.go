@@ -15,7 +15,7 @@ func testDiscovery(t *testing.T, s *suite) {
 		t.Error(err)
 	}
 	for group, kinds := range map[string][]string{
-		"v1":                             {"Namespace", "Service", "Pod", "Node"},
+		"v1":                             {"Namespace", "Service", "Pod", "Node", "ConfigMap"},
 		"discovery.k8s.io/v1":            {"EndpointSlice"},
 		"networking.k8s.io/v1":           {"ServiceCIDR"},
 		"multicluster.x-k8s.io/v1alpha1": {"ServiceImport"},
