@@ -37,8 +37,14 @@ func (m fastMode) count() int {
 	return min(runtime.GOMAXPROCS(0), maxFastSockets)
 }
 
-// maxFastSockets bounds the option. Each socket has 260 KiB of buffers.
-const maxFastSockets = 256
+const (
+	// maxFastSockets bounds the option. Each socket has 260 KiB of buffers.
+	maxFastSockets = 256
+	// maxUDPSize bounds answers over UDP, whatever the client says it takes; the rest is for TCP. Nobody who means well asks
+	// for more (RFC 9715 has 1400), while an answer of 64 KiB is a thousand times the query of who does not, and takes
+	// milliseconds to make.
+	maxUDPSize = 4096
+)
 
 // relayHandler hands all queries to a server.
 func relayHandler(s *dnsserver.Server) *fastpath.Handler {
@@ -131,6 +137,7 @@ func (h *Ropewalk) responder(configs []*dnsserver.Config) (*fastpath.Responder, 
 		View:          h.view,
 		Query:         zone.Query{Origins: h.origins, Local: h.local},
 		PositiveOnly:  h.autopath,
+		UDPSize:       maxUDPSize,
 		EchoesOptions: edns.SupportedOption(dns.EDNS0COOKIE) || edns.SupportedOption(dns.EDNS0PADDING),
 	}
 	var through [][]byte
@@ -162,7 +169,7 @@ func (h *Ropewalk) responder(configs []*dnsserver.Config) (*fastpath.Responder, 
 			if !ok {
 				return nil, fmt.Errorf("the plugin bufsize is not known in this form")
 			}
-			r.UDPSize = uint16(b.Size)
+			r.UDPSize = uint16(min(b.Size, maxUDPSize))
 		case "loadbalance":
 			if !isRoundRobin(p) { // the order of ready-made answers goes round, too
 				return nil, fmt.Errorf("the plugin loadbalance with a policy other than round_robin has to see every answer")
@@ -174,7 +181,8 @@ func (h *Ropewalk) responder(configs []*dnsserver.Config) (*fastpath.Responder, 
 	return r, nil
 }
 
-// serveMiss does with a query what miekg/dns does with one from a server's own socket.
+// serveMiss does with a query what miekg/dns does with one from a server's own socket, but for two things that bound what
+// a stranger gets for a packet: what it rejects it answers with a header alone, and what a client says it takes is cut.
 func serveMiss(s *dnsserver.Server, accept dns.MsgAcceptFunc, q *fastpath.Query) {
 	w := &responseWriter{q: q, secrets: s.TsigSecret}
 	m := new(dns.Msg)
@@ -193,11 +201,14 @@ func serveMiss(s *dnsserver.Server, accept dns.MsgAcceptFunc, q *fastpath.Query)
 		if action == dns.MsgRejectNotImplemented {
 			m.Opcode, m.Rcode = opcode, dns.RcodeNotImplemented
 		}
-		m.Ns, m.Answer, m.Extra = nil, nil, nil
+		m.Question, m.Ns, m.Answer, m.Extra = nil, nil, nil, nil
 		w.WriteMsg(m)
 		return
 	}
 	w.verify(m)
+	if opt := m.IsEdns0(); opt != nil && opt.UDPSize() > maxUDPSize {
+		opt.SetUDPSize(maxUDPSize)
+	}
 	ctx := context.WithValue(context.Background(), dnsserver.Key{}, s)
 	ctx = context.WithValue(ctx, dnsserver.LoopKey{}, 0)
 	s.ServeDNS(ctx, w, m)

@@ -49,8 +49,12 @@ var fronts = &frontage{}
 const drainPatience = 5 * time.Second
 
 // decorate is dnsserver.Config.UDPDecorateWriterFunc: it is called when a server begins to serve queries over UDP. It does
-// not decorate anything, but leaves that to another plugin, if there is one, and then the fast path is off.
+// not decorate anything, but leaves that to another plugin, if there is one, and then the fast path is off. That it is where
+// the plugin meets the server also serves TCP.
 func (h *Ropewalk) decorate(s *dnsserver.Server) dns.DecorateWriter {
+	if err := boundWrites(h.inst, s); err != nil {
+		log.Infof("TCP clients of %s that do not read their answers are not cut off: %v", s.Addr, err)
+	}
 	if in, err := serverInternals(s); err == nil {
 		if decorator := in.otherDecorator(); decorator != nil {
 			log.Infof("fastpath is off at %s: another plugin, as shed, has to see every answer", s.Addr)

@@ -99,6 +99,21 @@ func serverSocket(inst *caddy.Instance, s *dnsserver.Server) (*net.UDPConn, erro
 	return nil, errors.New("the server is not to be found")
 }
 
+// serverListener returns the listener on which a server of an instance of CoreDNS takes connections over TCP.
+func serverListener(inst *caddy.Instance, s *dnsserver.Server) (*net.TCPListener, error) {
+	for _, l := range inst.Servers() {
+		if of, _, err := listener(l); err != nil || of != s {
+			continue
+		}
+		v := reflect.ValueOf(l).FieldByName("listener")
+		if !v.IsValid() || v.Kind() != reflect.Interface || !v.Elem().IsValid() || v.Elem().Type() != reflect.TypeFor[*net.TCPListener]() {
+			return nil, errors.New("its socket is not an ordinary one for TCP")
+		}
+		return (*net.TCPListener)(v.Elem().UnsafePointer()), nil
+	}
+	return nil, errors.New("the server is not to be found")
+}
+
 // serverWith returns a server that runs and reads one of some sockets, which are given by their inodes, and its instance of
 // CoreDNS; nil if there is none. It is for the goroutine that starts and stops instances, which caddy.Instances does not lock.
 func serverWith(sockets map[uint64]bool) (*caddy.Instance, *dnsserver.Server, *net.UDPConn) {

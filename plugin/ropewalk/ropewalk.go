@@ -73,6 +73,7 @@ func (h *Ropewalk) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 		return code, nil
 	}
 	if err := w.WriteMsg(m); err != nil {
+		w.Close() // or else a TCP client that is gone costs an answer and a line in the log for each query it has left behind
 		return dns.RcodeServerFailure, plugin.Error(pluginName, err)
 	}
 	return dns.RcodeSuccess, nil

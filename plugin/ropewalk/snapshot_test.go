@@ -285,7 +285,7 @@ func TestRefusedSnapshot(t *testing.T) {
 	}{
 		"damage":        {spoil: func(raw []byte) []byte { raw[len(raw)/2] ^= 1; return raw }, says: "damaged"},
 		"truncation":    {spoil: func(raw []byte) []byte { return raw[:len(raw)-1] }, says: "damaged"},
-		"version":       {spoil: func(raw []byte) []byte { return bytes.Replace(raw, []byte(" 1\n"), []byte(" 2\n"), 1) }, says: "version: 2, this program reads 1"},
+		"version":       {spoil: func(raw []byte) []byte { return bytes.Replace(raw, []byte(" 2\n"), []byte(" 3\n"), 1) }, says: "version: 3, this program reads 2"},
 		"other options": {options: []string{"namespaces shop"}, says: `namespaces ["shop"])`},
 	} {
 		t.Run(what, func(t *testing.T) {

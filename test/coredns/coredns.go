@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -68,7 +69,8 @@ func Start(t testing.TB, corefile string, env ...string) *Server {
 		defer timer.Stop()
 		s.Cmd.Wait()
 		if t.Failed() {
-			t.Logf("the server's log:\n%s", s.Log())
+			lines := strings.SplitAfter(s.Log(), "\n")
+			t.Logf("the end of the server's log:\n%s", strings.Join(lines[max(0, len(lines)-100):], ""))
 		}
 	})
 	return s

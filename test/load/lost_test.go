@@ -1,6 +1,8 @@
 package load
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -83,20 +85,21 @@ func dnsperf(t *testing.T, queries string, rate int, seconds int, stop <-chan st
 	if rate > 0 {
 		args = append(args, "-Q", strconv.Itoa(rate))
 	}
-	cmd := exec.Command("dnsperf", args...)
+	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	done := make(chan struct{})
-	defer close(done)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "dnsperf", args...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) } // it stops asking, waits for what is missing, and reports
 	wg.Go(func() {
 		select {
-		case <-stop: // it stops asking, waits for what is missing, and reports
-			cmd.Process.Signal(syscall.SIGINT)
-		case <-done:
+		case <-stop:
+			cancel()
+		case <-ctx.Done():
 		}
 	})
 	out, err := cmd.CombinedOutput()
-	if err != nil {
+	if err != nil && !errors.Is(err, context.Canceled) {
 		t.Errorf("dnsperf: %v\n%s", err, out)
 	}
 	figure := func(pattern string) string {

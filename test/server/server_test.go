@@ -240,27 +240,31 @@ spec:
 
 // headless returns a headless service with n endpoints, 10.244.0.0 and up.
 func headless(name string, n int) string {
+	const perSlice = 1000 // the most that a slice may have
 	var b strings.Builder
 	fmt.Fprintf(&b, `
 apiVersion: v1
 kind: Service
-metadata: {name: %[1]s, namespace: shop}
+metadata: {name: %s, namespace: shop}
 spec:
   clusterIP: None
   ports: [{name: sql, port: 5432}]
----
+`, name)
+	for i := range n {
+		if i%perSlice == 0 {
+			fmt.Fprintf(&b, `---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata:
-  name: %[1]s-1
+  name: %[1]s-%[2]d
   namespace: shop
   labels: {kubernetes.io/service-name: %[1]s}
   annotations: {endpoints.kubernetes.io/last-change-trigger-time: "2026-01-02T03:04:05Z"}
 addressType: IPv4
 ports: [{name: sql, port: 5432}]
 endpoints:
-`, name)
-	for i := range n {
+`, name, 1+i/perSlice)
+		}
 		fmt.Fprintf(&b, "- {addresses: [10.244.%d.%d]}\n", i/250, 1+i%250)
 	}
 	return b.String()

@@ -429,7 +429,8 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// TestMisses holds that no more than so many misses are served and wait at a time, and that it is the oldest that go.
+// TestMisses holds that no more than so many misses are served and wait at a time, that it is the oldest that go, and that
+// those which wait for something else than a processor keep no others from being served.
 func TestMisses(t *testing.T) {
 	release := make(chan struct{})
 	var served, dropped atomic.Int64
@@ -440,14 +441,31 @@ func TestMisses(t *testing.T) {
 		seen.Store(string(q.Msg), true)
 	}, func() { dropped.Add(1) })
 	const extra = 10
+	counts := func() (serving, waiting int) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.serving, m.n
+	}
 	for i := range maxServing + maxWaiting + extra {
 		m.add(fmt.Append(nil, i), netip.AddrPort{}, nil, nil)
+		if i != maxServing-1 {
+			continue
+		}
+		for deadline := time.Now().Add(patience); ; time.Sleep(usherEvery) {
+			serving, _ := counts()
+			if serving == maxServing {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d are served", serving)
+			}
+		}
 	}
 	if n := dropped.Load(); n != extra {
 		t.Errorf("%d dropped, want %d", n, extra)
 	}
-	if m.serving != maxServing || m.n != maxWaiting {
-		t.Errorf("%d served, %d wait", m.serving, m.n)
+	if serving, waiting := counts(); serving != maxServing || waiting != maxWaiting {
+		t.Errorf("%d served, %d wait", serving, waiting)
 	}
 	close(release)
 	for deadline := time.Now().Add(patience); m.busy(); time.Sleep(time.Millisecond) {

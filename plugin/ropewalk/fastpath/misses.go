@@ -1,10 +1,13 @@
 package fastpath
 
 import (
-	"bytes"
 	"net"
 	"net/netip"
+	"runtime"
+	"runtime/metrics"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // Query is a query that the sockets do not answer themselves. It belongs to whoever gets it, for as long as they like:
@@ -36,43 +39,80 @@ const (
 	// maxWaiting bounds how many wait for their turn. Of more, the oldest are dropped: whoever sent them has waited
 	// longest and is most likely to have given up or asked again.
 	maxWaiting = 2048
+	// maxReady bounds, for each processor, how many goroutines may wait for one when a query is begun. If all queries that may
+	// be with the server wanted to run, the sockets' goroutines would have their turn a second late, while the kernel drops what
+	// comes.
+	maxReady = 4
+	// usherEvery is how often it is looked whether queries that wait can be begun.
+	usherEvery = time.Millisecond
 )
 
 // misses hands queries to the server, each in a goroutine, a bounded number at a time.
 type misses struct {
 	serve   func(*Query)
 	dropped func()
+	ready   int // maxReady for all processors
 
-	mu      sync.Mutex
-	serving int
-	waiting []*Query // a ring, allocated at its first use
-	first   int
-	n       int
+	// crowded says that queries wait for processors.
+	crowded atomic.Bool
+
+	mu       sync.Mutex
+	runnable []metrics.Sample // how many goroutines wait for a processor
+	serving  int
+	ushering bool
+	waiting  []*Query // a ring, allocated at its first use
+	first    int
+	n        int
 }
 
 func newMisses(serve func(*Query), dropped func()) *misses {
-	return &misses{serve: serve, dropped: dropped}
+	return &misses{
+		serve:    serve,
+		dropped:  dropped,
+		ready:    maxReady * runtime.GOMAXPROCS(0),
+		runnable: []metrics.Sample{{Name: "/sched/goroutines/runnable:goroutines"}},
+	}
 }
 
 // add takes in a copy of a query.
 func (m *misses) add(msg []byte, from netip.AddrPort, control []byte, conn *net.UDPConn) {
-	q := &Query{Msg: bytes.Clone(msg), From: from, conn: conn, control: bytes.Clone(control)}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.serving < maxServing {
-		m.serving++
-		go m.work(q)
+	q := new(Query)
+	if m.n == maxWaiting {
+		q = m.take() // its memory is of use
+		m.dropped()
+	}
+	q.Msg, q.control = append(q.Msg[:0], msg...), append(q.control[:0], control...)
+	q.From, q.conn = from, conn
+	if m.n == 0 && m.room() > 0 {
+		m.begin(q)
 		return
 	}
 	if m.waiting == nil {
 		m.waiting = make([]*Query, maxWaiting)
 	}
-	if m.n == maxWaiting {
-		m.take()
-		m.dropped()
-	}
 	m.waiting[(m.first+m.n)%maxWaiting] = q
 	m.n++
+	if !m.ushering {
+		m.ushering = true
+		go m.usher()
+	}
+}
+
+// room returns how many queries can be begun. The caller holds m.mu.
+func (m *misses) room() int {
+	if m.serving < m.ready {
+		return m.ready - m.serving
+	}
+	metrics.Read(m.runnable)
+	return min(m.ready-int(m.runnable[0].Value.Uint64()), maxServing-m.serving)
+}
+
+// begin serves a query in a goroutine of its own. The caller holds m.mu.
+func (m *misses) begin(q *Query) {
+	m.serving++
+	go m.work(q)
 }
 
 // take removes the oldest query that waits. The caller holds m.mu.
@@ -89,6 +129,7 @@ func (m *misses) work(q *Query) {
 	for q != nil {
 		m.serve(q)
 		q = m.next()
+		runtime.Gosched() // the sockets' turn
 	}
 }
 
@@ -96,11 +137,32 @@ func (m *misses) work(q *Query) {
 func (m *misses) next() *Query {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.n > 0 {
-		return m.take()
-	}
 	m.serving--
-	return nil
+	if m.n == 0 || m.room() <= 0 {
+		return nil
+	}
+	m.serving++
+	return m.take()
+}
+
+// usher begins queries that wait, when there are processors for them, until none are left.
+func (m *misses) usher() {
+	for more := true; more; {
+		time.Sleep(usherEvery)
+		more = m.admit()
+	}
+}
+
+// admit begins as many as there is room for of the queries that wait, and says whether any are left.
+func (m *misses) admit() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for room := m.room(); room > 0 && m.n > 0; room-- {
+		m.begin(m.take())
+	}
+	m.ushering = m.n > 0
+	m.crowded.Store(m.n > 0 && m.serving < maxServing)
+	return m.ushering
 }
 
 // busy says whether queries are being served.

@@ -28,6 +28,8 @@ type socket struct {
 	in       int // received
 	out      int // to be sent
 	sent     int
+	turn     time.Time     // when the goroutine last got the processor back, and
+	others   time.Duration // how long others had had it
 	// send is the argument of raw.Write, made once.
 	send func(fd uintptr) bool
 }
@@ -125,12 +127,15 @@ func (s *socket) run() {
 			case 0:
 				s.in = n
 				s.batch(fd)
-				if n < batchLen {
+				if n < batchLen && !s.group.misses.crowded.Load() {
 					return false
 				}
-				runtime.Gosched() // where there is one processor, the records' writer and the misses want to go on, too
+				s.yield()
 			case unix.EAGAIN:
-				return false
+				if !s.group.misses.crowded.Load() {
+					return false
+				}
+				runtime.Gosched() // while all processors are busy, Go's poller looks for packets every 10 ms only (sysmon)
 			case unix.EINTR:
 			default: // none is known that would stay
 				slog.Error("cannot read queries", "address", s.group.addr, "error", errno)
@@ -138,6 +143,25 @@ func (s *socket) run() {
 			}
 		}
 	})
+}
+
+// turnShare is the part of the others' time that a socket's goroutine takes for itself while misses want all processors: with
+// half of it, a flood of packets is read but to be dropped; with much less, the kernel drops those that could be answered here.
+const turnShare = 4
+
+// yield lets others have the processor: where there is one, the records' writer and the misses want to go on, too.
+func (s *socket) yield() {
+	if !s.group.misses.crowded.Load() {
+		runtime.Gosched()
+		return
+	}
+	before := time.Now()
+	if turnShare*before.Sub(s.turn) < s.others {
+		return
+	}
+	runtime.Gosched()
+	s.turn = time.Now()
+	s.others = s.turn.Sub(before)
 }
 
 // batch answers what was received, sends the answers and hands the rest on.
