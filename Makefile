@@ -4,14 +4,16 @@ GO       ?= go
 FUZZTIME ?= 30s
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 export CGO_ENABLED = 0
+BINARIES = ROPEWALK_TEST_COREDNS=$(CURDIR)/bin/coredns ROPEWALK_TEST_ROPEWALK=$(CURDIR)/bin/ropewalk
 
 .PHONY: help
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## build bin/coredns
+build: ## build bin/coredns and bin/ropewalk
 	$(GO) build -trimpath -ldflags '-s -w -X github.com/coredns/coredns/coremain.GitCommit=$(VERSION)' -o bin/coredns ./cmd/coredns
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ropewalk ./cmd/ropewalk
 
 .PHONY: run
 run: build ## serve the example cluster on 127.0.0.1:1053
@@ -19,8 +21,8 @@ run: build ## serve the example cluster on 127.0.0.1:1053
 
 .PHONY: test
 test: tools build ## run all tests
-	ROPEWALK_TEST_COREDNS=$(CURDIR)/bin/coredns $(GO) test ./...
-	cd test/e2e && $(GO) test -count=1 -ldflags='-s -w' ./... # uncached: the program is outside of that module
+	$(BINARIES) $(GO) test ./...
+	cd test/e2e && $(BINARIES) $(GO) test -count=1 -ldflags='-s -w' ./... # uncached: the programs are outside of that module
 
 .PHONY: race
 race: ## run all tests with the race detector
@@ -40,6 +42,10 @@ bench-dns: tools build stock ## compare with CoreDNS, Knot, NSD and Unbound, int
 bench-dns-scale: tools build stock ## compare with CoreDNS on a large cluster, into docs/benchmarks.md (root; 5 minutes)
 	$(GO) run ./test/bench/scale -write docs/benchmarks.md $(FLAGS)
 
+.PHONY: bench-hosts
+bench-hosts: tools ## how soon a change is in the hosts file of a running container (root)
+	$(GO) test -run '^$$' -bench 'Change|Alias' -benchtime 2000x ./hostsmgr ./test/container
+
 .PHONY: stock
 stock:
 	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' \
@@ -56,5 +62,5 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 .PHONY: tools
-tools: ## install what the tests use and Go does not bring: dig, dnsperf and ip (Debian)
-	@test/tools.sh dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2
+tools: ## install what the tests use and Go does not bring: dig, dnsperf, ip, runc and nft (Debian)
+	@test/tools.sh dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables

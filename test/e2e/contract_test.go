@@ -9,6 +9,6 @@ import (
 
 // TestStandinContract holds a real API server to what the stand-in is held to.
 func TestStandinContract(t *testing.T) {
-	_, config := realapi.Start(t)
-	contract.Run(t, config)
+	kubeconfig, _ := realapi.Start(t)
+	contract.Run(t, kubeconfig)
 }

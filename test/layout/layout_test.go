@@ -54,6 +54,16 @@ var rules = []rule{
 		why:   "the modules can be taken one at a time",
 	},
 	{
+		under: "./hostsmgr",
+		deny:  []string{"./cluster/apiserver", "./cluster/manifests", "k8s.io/client-go/"},
+		why:   "what belongs in a file must not depend on who tells (Kubernetes)",
+	},
+	{
+		under: "./cmd/ropewalk",
+		deny:  []string{"./plugin", "github.com/coredns/", "github.com/miekg/dns", "github.com/containerd/nri/pkg/adaptation"},
+		why:   "it is on every node, and serves no DNS",
+	},
+	{
 		under: "./proxy",
 		deny:  []string{"./plugin", "./hostsmgr", "./cni", "./cmd", "github.com/coredns/"},
 		why:   "the modules can be taken one at a time",

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+)
+
+// agent is what a command that runs on has in common with others: a log, metrics, and parts that end together.
+type agent struct {
+	logFlags
+	address string
+
+	log      *slog.Logger
+	registry *prometheus.Registry
+	parts    []func(context.Context) error
+}
+
+func (a *agent) add(cmd *cobra.Command, address string) {
+	a.logFlags.add(cmd)
+	cmd.Flags().StringVar(&a.address, "metrics", address, `address to serve /metrics, /healthz and /readyz at; "" for none`)
+}
+
+// setup makes the log and the registry.
+func (a *agent) setup(cmd *cobra.Command) (err error) {
+	if a.log, err = a.logger(cmd.ErrOrStderr()); err != nil {
+		return err
+	}
+	slog.SetDefault(a.log)
+	a.registry = prometheus.NewRegistry()
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "ropewalk_build_info", Help: "1, with the version as a label.", ConstLabels: prometheus.Labels{"version": buildVersion()},
+	})
+	info.Set(1)
+	a.registry.MustRegister(info)
+	return nil
+}
+
+// age serves for how long a source has been out of touch.
+func (a *agent) age(of func() time.Duration) {
+	a.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "ropewalk_source_age_seconds", Help: "For how long the cluster has not been heard of; 0 while what is known is current.",
+	}, func() float64 { return of().Seconds() }))
+}
+
+// also adds a part.
+func (a *agent) also(part func(context.Context) error) { a.parts = append(a.parts, part) }
+
+// run runs all parts until ctx ends or one of them fails, which ends the others, and returns its error. ready is what /readyz says.
+func (a *agent) run(ctx context.Context, ready func() error) error {
+	if a.address != "" {
+		listener, err := net.Listen("tcp", a.address)
+		if err != nil {
+			return fmt.Errorf("%w; --metrics takes another address", err)
+		}
+		a.log.Info("serving /metrics, /healthz and /readyz", "address", listener.Addr().String())
+		a.also(func(ctx context.Context) error { return a.serve(ctx, listener, ready) })
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, part := range a.parts {
+		wg.Go(func() {
+			if err := part(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); ctx.Err() == nil || errors.Is(err, context.Canceled) {
+		a.log.Info("stopped")
+		return nil
+	} else {
+		return err
+	}
+}
+
+func (a *agent) serve(ctx context.Context, listener net.Listener, ready func() error) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	server := &http.Server{
+		Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10,
+		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
