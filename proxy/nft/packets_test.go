@@ -1,0 +1,309 @@
+package nft
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/test/netns"
+)
+
+func testNode() Node {
+	prefix := netip.MustParsePrefix
+	return Node{
+		Addresses:    []netip.Addr{netip.MustParseAddr(nodeAddr4), netip.MustParseAddr(nodeAddr6)},
+		ClusterCIDRs: []netip.Prefix{prefix(podNet4), prefix(podNet6)},
+		ServiceCIDRs: []netip.Prefix{prefix("10.96.0.0/16"), prefix("fd00:96::/64")},
+	}
+}
+
+func key(p frontends.Protocol, addr string, port uint16) frontends.Key {
+	return frontends.Key{Addr: netip.MustParseAddr(addr), Protocol: p, Port: port}
+}
+
+// pods returns backends at port 8080 of pods, of a family.
+func pods(six bool, is ...int) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, i := range is {
+		a := pod4(i)
+		if six {
+			a = pod6(i)
+		}
+		out = append(out, netip.AddrPortFrom(netip.MustParseAddr(a), 8080))
+	}
+	return out
+}
+
+func apply(t *testing.T, x *Tables, c Change) {
+	t.Helper()
+	for _, f := range c.Put {
+		if err := f.Validate(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := x.Apply(c); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// started returns tables for the tests' network, with servers in n pods.
+func started(t *testing.T, n int) *Tables {
+	t.Helper()
+	network(t, n)
+	for i := range n {
+		serve(t, fmt.Sprintf("pod%d", i), net.JoinHostPort(pod4(i), "8080"))
+		serve(t, fmt.Sprintf("pod%d", i), net.JoinHostPort(pod6(i), "8080"))
+	}
+	x := New(testNode())
+	t.Cleanup(x.Close)
+	return x
+}
+
+// expect asks until the servers have all answered, and fails for another outcome.
+func expect(t *testing.T, ns, network, addr string, want ...string) {
+	t.Helper()
+	left := map[string]bool{}
+	for _, w := range want {
+		left[w] = true
+	}
+	for range 200 {
+		server, _, err := ask(t, ns, network, addr)
+		got := outcome(server, err)
+		seen := false
+		for _, w := range want {
+			seen = seen || got == w
+		}
+		if !seen {
+			t.Fatalf("%s %s from %q: %s, want %v", network, addr, ns, got, want)
+		}
+		if delete(left, got); len(left) == 0 {
+			return
+		}
+	}
+	t.Fatalf("%s %s from %q: never %v", network, addr, ns, left)
+}
+
+func TestClusterIP(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := started(t, 3)
+	c := Change{Hairpin: map[netip.Addr]bool{}}
+	for i := range 3 {
+		c.Hairpin[netip.MustParseAddr(pod4(i))], c.Hairpin[netip.MustParseAddr(pod6(i))] = true, true
+	}
+	for _, vip := range []string{"10.96.0.10", "fd00:96::10"} {
+		for _, p := range []frontends.Protocol{frontends.TCP, frontends.UDP} {
+			six := vip[0] == 'f'
+			c.Put = append(c.Put,
+				&frontends.Frontend{Key: key(p, vip, 80), ClusterIP: true, Backends: pods(six, 0, 1, 2)},
+				&frontends.Frontend{Key: key(p, vip, 81), ClusterIP: true},
+				&frontends.Frontend{Key: key(p, vip, 82), ClusterIP: true, Empty: frontends.Drop})
+		}
+	}
+	apply(t, x, c)
+	for _, vip := range []string{"10.96.0.10", "fd00:96::10"} {
+		for _, network := range []string{"tcp", "udp"} {
+			for _, from := range []string{"pod0", "", "outside"} {
+				expect(t, from, network, net.JoinHostPort(vip, "80"), "pod0", "pod1", "pod2")
+				expect(t, from, network, net.JoinHostPort(vip, "81"), "refused")
+				expect(t, from, network, net.JoinHostPort(vip, "83"), "refused")
+			}
+		}
+		expect(t, "pod1", "tcp", net.JoinHostPort(vip, "82"), "timeout")
+	}
+	expect(t, "pod1", "tcp", "10.96.7.7:80", "timeout")
+}
+
+func TestClientAddress(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := started(t, 2)
+	at := func(port uint16, m frontends.Masquerade) *frontends.Frontend {
+		return &frontends.Frontend{Key: key(frontends.TCP, "10.96.0.10", port), Backends: pods(false, 1), Masquerade: m}
+	}
+	apply(t, x, Change{Put: []*frontends.Frontend{at(1, frontends.Outside), at(2, frontends.Never), at(3, frontends.Always)}})
+	for _, test := range []struct{ from, port, want string }{
+		{"pod0", "1", pod4(0)}, {"outside", "1", gateway4}, {"pod0", "2", pod4(0)}, {"outside", "2", outsideAddr4},
+		{"pod0", "3", gateway4}, {"outside", "3", gateway4},
+	} {
+		if _, client, err := ask(t, test.from, "tcp", "10.96.0.10:"+test.port); err != nil || client != test.want {
+			t.Errorf("%s to port %s: %q %v, want %s", test.from, test.port, client, err, test.want)
+		}
+	}
+	// A pod that is its own backend.
+	apply(t, x, Change{Hairpin: map[netip.Addr]bool{netip.MustParseAddr(pod4(1)): true}})
+	if _, client, err := ask(t, "pod1", "tcp", "10.96.0.10:1"); err != nil || client != gateway4 {
+		t.Errorf("hairpin: %q %v", client, err)
+	}
+}
+
+func TestNodePort(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := started(t, 2)
+	apply(t, x, Change{Put: []*frontends.Frontend{
+		{Key: key(frontends.TCP, "0.0.0.0", 30080), Backends: pods(false, 0), Internal: pods(false, 1), Masquerade: frontends.Never, Empty: frontends.Drop},
+		{Key: key(frontends.UDP, "::", 30080), Backends: pods(true, 0, 1), Masquerade: frontends.Always},
+		{Key: key(frontends.TCP, "0.0.0.0", 30081)},
+	}})
+	if server, client, err := ask(t, "outside", "tcp", nodeAddr4+":30080"); server != "pod0" || client != outsideAddr4 {
+		t.Errorf("outside: %q %q %v", server, client, err)
+	}
+	expect(t, "pod0", "tcp", nodeAddr4+":30080", "pod1")
+	expect(t, "", "tcp", nodeAddr4+":30080", "pod1")
+	expect(t, "outside", "udp", net.JoinHostPort(nodeAddr6, "30080"), "pod0", "pod1")
+	expect(t, "outside", "tcp", nodeAddr4+":30081", "refused")
+	n := testNode()
+	n.Addresses = nil
+	apply(t, x, Change{Node: &n})
+	expect(t, "pod0", "tcp", nodeAddr4+":30080", "refused") // by the host itself, where nobody listens
+}
+
+func TestSources(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := started(t, 2)
+	put := func(sources ...string) {
+		f := &frontends.Frontend{Key: key(frontends.TCP, "10.96.0.10", 80), Backends: pods(false, 0), Sources: []netip.Prefix{}}
+		for _, s := range sources {
+			f.Sources = append(f.Sources, netip.MustParsePrefix(s))
+		}
+		apply(t, x, Change{Put: []*frontends.Frontend{f}})
+	}
+	put("192.0.2.0/24", "192.0.2.2/32", "203.0.113.0/24")
+	expect(t, "outside", "tcp", "10.96.0.10:80", "pod0")
+	expect(t, "pod1", "tcp", "10.96.0.10:80", "timeout")
+	put("10.244.0.0/16", "203.0.113.0/24")
+	expect(t, "pod1", "tcp", "10.96.0.10:80", "pod0")
+	expect(t, "outside", "tcp", "10.96.0.10:80", "timeout")
+}
+
+func TestAffinity(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := started(t, 4)
+	for _, vip := range []string{"10.96.0.10", "fd00:96::10"} {
+		six := vip[0] == 'f'
+		put := func(is ...int) {
+			t.Helper()
+			apply(t, x, Change{Put: []*frontends.Frontend{{
+				Key: key(frontends.TCP, vip, 80), ClusterIP: true, Backends: pods(six, is...), Affinity: 3 * time.Hour,
+			}}})
+		}
+		addr := net.JoinHostPort(vip, "80")
+		stays := func(want string) string {
+			t.Helper()
+			for range 20 {
+				server, _, err := ask(t, "outside", "tcp", addr)
+				if want == "" {
+					want = server
+				}
+				if err != nil || server != want {
+					t.Fatalf("%s: %q %v, want %s", addr, server, err, want)
+				}
+			}
+			return want
+		}
+		put(0, 1, 2)
+		var gone int
+		first := stays("")
+		if _, err := fmt.Sscanf(first, "pod%d", &gone); err != nil {
+			t.Fatal(err)
+		}
+		// A new one comes, others move to other indices: the client stays.
+		put(3, 2, 1, 0)
+		stays(first)
+		put(3, gone)
+		stays(first)
+		// Its own goes: it gets another, and stays there when the old one is back.
+		put((gone+1)%3, (gone+2)%3)
+		second := stays("")
+		if first == second {
+			t.Fatal("the client is sent to a backend that is gone")
+		}
+		put(0, 1, 2, 3)
+		stays(second)
+		// A table that is made anew has the affinity of before.
+		y := New(testNode())
+		apply(t, y, Change{Put: []*frontends.Frontend{{
+			Key: key(frontends.TCP, vip, 80), ClusterIP: true, Backends: pods(six, 3, 2, 1, 0), Affinity: 3 * time.Hour,
+		}}})
+		y.Close()
+		stays(second)
+		x.Close()
+		x = New(testNode())
+		t.Cleanup(x.Close)
+	}
+}
+
+// TestTraffic changes a service's backends while clients connect to it: none may fail.
+func TestTraffic(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := started(t, 4)
+	put := func(is ...int) {
+		apply(t, x, Change{Put: []*frontends.Frontend{{Key: key(frontends.TCP, "10.96.0.10", 80), ClusterIP: true, Backends: pods(false, is...)}}})
+	}
+	put(0, 1, 2, 3)
+	stop, failed := make(chan struct{}), make(chan error, 1)
+	var asked atomic.Int64
+	go func() {
+		defer close(failed)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, _, err := ask(t, "outside", "tcp", "10.96.0.10:80"); err != nil {
+				failed <- err
+				return
+			}
+			asked.Add(1)
+		}
+	}()
+	lists := [][]int{{0}, {3, 2}, {1, 0, 2}, {2}, {0, 1, 2, 3}}
+	for i := 0; asked.Load() < 300 && len(failed) == 0; i++ {
+		put(lists[i%len(lists)]...)
+	}
+	close(stop)
+	if err := <-failed; err != nil {
+		t.Errorf("after %d connections: %v", asked.Load(), err)
+	}
+}
+
+// TestRecovery holds that tables which somebody else removed, or changed, are made anew with the next change.
+func TestRecovery(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := started(t, 2)
+	put := func(is ...int) {
+		apply(t, x, Change{Put: []*frontends.Frontend{{Key: key(frontends.TCP, "10.96.0.10", 80), ClusterIP: true, Backends: pods(false, is...)}}})
+	}
+	put(0)
+	for _, spoil := range [][]string{{"flush", "ruleset"}, {"flush", "map", "ip", TableName, "backends"},
+		{"delete table ip ropewalk; add table ip ropewalk; add map ip ropewalk affinity { type ipv4_addr : mark; }"}} {
+		netns.Run(t, "nft", spoil...)
+		put(1)
+		expect(t, "outside", "tcp", "10.96.0.10:80", "pod1")
+		put(0)
+		expect(t, "outside", "tcp", "10.96.0.10:80", "pod0")
+	}
+	if err := Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if out := netns.Run(t, "nft", "list", "ruleset"); out != "" {
+		t.Errorf("left: %s", out)
+	}
+}
