@@ -173,7 +173,7 @@ func addresses(corefile string) (addrs []string) {
 
 // world makes what the Corefiles name: an API server with the example cluster, reached as a pod reaches it and by
 // kubeconfig, a directory of manifests, a resolv.conf.
-func world(t *testing.T) {
+func world(t *testing.T, edit ...func([]byte) []byte) {
 	api := standin.New(t)
 	examples, _ := filepath.Glob(filepath.Join(root, "corefile/example/*.yaml"))
 	manifests := map[string]string{"/etc/resolv.conf": "nameserver 192.0.2.99\n"}
@@ -182,7 +182,11 @@ func world(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		for _, f := range edit {
+			text = f(text)
+		}
 		api.Load(text)
+		manifests["/etc/ropewalk/cluster/"+filepath.Base(f)] = string(text)
 		manifests["/etc/coredns/cluster/"+filepath.Base(f)] = string(text)
 	}
 	api.Load([]byte(namespaces))
@@ -191,6 +195,7 @@ func world(t *testing.T) {
 		t.Fatal(err)
 	}
 	manifests["/etc/kubernetes/dns.conf"] = string(kubeconfig)
+	manifests["/etc/kubernetes/ropewalk.conf"] = string(kubeconfig)
 	netns.Tmpfs(t, "/etc", manifests)
 	netns.Tmpfs(t, "/var/lib", map[string]string{"/var/lib/coredns/README": "for snapshots"})
 
