@@ -59,12 +59,9 @@ func (b *Builder) addPort(fs []*Frontend, s *cluster.Service, p *cluster.Service
 
 // inside is what becomes of connections to a ClusterIP (internalTrafficPolicy, KEP-2086).
 func (b *Builder) inside(s *cluster.ServiceProxy, c choice) Frontend {
-	f := Frontend{ClusterIP: true, Backends: c.cluster, Affinity: s.Affinity, Masquerade: Never}
-	switch {
-	case b.options.MasqueradeAll:
+	f := Frontend{ClusterIP: true, Backends: c.cluster, Affinity: s.Affinity, Masquerade: Outside}
+	if b.options.MasqueradeAll {
 		f.Masquerade = Always
-	case b.options.KnowsPods:
-		f.Masquerade = Outside
 	}
 	if s.InternalLocal {
 		f.Backends = c.local

@@ -15,9 +15,6 @@ type Options struct {
 	NodeName string
 	// MasqueradeAll replaces all clients' addresses where they ask for a ClusterIP.
 	MasqueradeAll bool
-	// KnowsPods says that pods' connections can be told from those of others. If they cannot, no client of a ClusterIP is
-	// masqueraded, since it may be a pod.
-	KnowsPods bool
 }
 
 // Builder makes Frontends of what a cluster says, one service at a time: the work for a change is that for the services that it

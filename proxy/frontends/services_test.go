@@ -139,63 +139,63 @@ func TestFrontends(t *testing.T) {
 		objects []cluster.Object
 		want    []string
 	}{
-		"both families": {Options{KnowsPods: true}, []cluster.Object{web(), both, sliceOf("b", "fd00::1")}, []string{
+		"both families": {Options{}, []cluster.Object{web(), both, sliceOf("b", "fd00::1")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080", "tcp [fd00:96::1]:80 ClusterIP -> [fd00::1]:8080"}},
 		"a family it is not of": {Options{}, []cluster.Object{web(only4, external), both, sliceOf("b", "fd00::1")}, []string{
 			"tcp 0.0.0.0:30080 -> 10.0.0.1:8080,10.0.0.2:8080 masquerade",
-			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080 keep",
+			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080",
 			"tcp 198.51.100.1:80 -> 10.0.0.1:8080,10.0.0.2:8080 masquerade",
 			"tcp 203.0.113.1:80 -> 10.0.0.1:8080,10.0.0.2:8080 masquerade"}},
-		"no endpoints": {Options{KnowsPods: true}, []cluster.Object{web(only4, external)}, []string{
+		"no endpoints": {Options{}, []cluster.Object{web(only4, external)}, []string{
 			"tcp 0.0.0.0:30080 masquerade", "tcp 10.96.0.1:80 ClusterIP", "tcp 198.51.100.1:80 masquerade", "tcp 203.0.113.1:80 masquerade"}},
-		"no slice has its port": {Options{KnowsPods: true}, []cluster.Object{both, web(only4, func(s *cluster.Service) {
+		"no slice has its port": {Options{}, []cluster.Object{both, web(only4, func(s *cluster.Service) {
 			s.Ports = []cluster.ServicePort{{Name: "http", Protocol: cluster.UDP, Port: 80}, {Name: "other", Protocol: cluster.TCP, Port: 81}}
 		})}, []string{"tcp 10.96.0.1:81 ClusterIP", "udp 10.96.0.1:80 ClusterIP"}},
-		"masquerade all": {Options{KnowsPods: true, MasqueradeAll: true}, []cluster.Object{web(only4), both}, []string{
+		"masquerade all": {Options{MasqueradeAll: true}, []cluster.Object{web(only4), both}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080 masquerade"}},
-		"external local": {Options{KnowsPods: true}, []cluster.Object{web(only4, external, externalLocal), both}, []string{
+		"external local": {Options{}, []cluster.Object{web(only4, external, externalLocal), both}, []string{
 			"tcp 0.0.0.0:30080 -> 10.0.0.1:8080 inside 10.0.0.1:8080,10.0.0.2:8080 keep or drop",
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080",
 			"tcp 198.51.100.1:80 -> 10.0.0.1:8080 inside 10.0.0.1:8080,10.0.0.2:8080 keep or drop",
 			"tcp 203.0.113.1:80 -> 10.0.0.1:8080 inside 10.0.0.1:8080,10.0.0.2:8080 keep or drop"}},
-		"external local, none local": {Options{KnowsPods: true}, []cluster.Object{web(only4, externalLocal, func(s *cluster.Service) { s.Ports[0].NodePort = 30080 }), sliceOf("a", "10.0.0.2@n2")}, []string{
+		"external local, none local": {Options{}, []cluster.Object{web(only4, externalLocal, func(s *cluster.Service) { s.Ports[0].NodePort = 30080 }), sliceOf("a", "10.0.0.2@n2")}, []string{
 			"tcp 0.0.0.0:30080 inside 10.0.0.2:8080 keep or drop", "tcp 10.96.0.1:80 ClusterIP -> 10.0.0.2:8080"}},
-		"external local, none at all": {Options{KnowsPods: true}, []cluster.Object{web(only4, externalLocal, func(s *cluster.Service) { s.Ports[0].NodePort = 30080 })}, []string{
+		"external local, none at all": {Options{}, []cluster.Object{web(only4, externalLocal, func(s *cluster.Service) { s.Ports[0].NodePort = 30080 })}, []string{
 			"tcp 0.0.0.0:30080 keep", "tcp 10.96.0.1:80 ClusterIP"}},
-		"internal local": {Options{KnowsPods: true}, []cluster.Object{web(only4, internalLocal), both}, []string{
+		"internal local": {Options{}, []cluster.Object{web(only4, internalLocal), both}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080 or drop"}},
-		"internal local, none local": {Options{KnowsPods: true}, []cluster.Object{web(only4, internalLocal), sliceOf("a", "10.0.0.2@n2")}, []string{
+		"internal local, none local": {Options{}, []cluster.Object{web(only4, internalLocal), sliceOf("a", "10.0.0.2@n2")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP or drop"}},
-		"internal local, none at all": {Options{KnowsPods: true}, []cluster.Object{web(only4, internalLocal)}, []string{"tcp 10.96.0.1:80 ClusterIP"}},
-		"leaving endpoints while none is ready": {Options{KnowsPods: true}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.2@n2,leaving", "10.0.0.3,unready")}, []string{
+		"internal local, none at all": {Options{}, []cluster.Object{web(only4, internalLocal)}, []string{"tcp 10.96.0.1:80 ClusterIP"}},
+		"leaving endpoints while none is ready": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.2@n2,leaving", "10.0.0.3,unready")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.2:8080"}},
-		"leaving endpoints while others are ready": {Options{KnowsPods: true}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.2,leaving", "10.0.0.3")}, []string{
+		"leaving endpoints while others are ready": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.2,leaving", "10.0.0.3")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.3:8080"}},
-		"leaving ones for local traffic alone": {Options{KnowsPods: true}, []cluster.Object{web(only4, externalLocal, func(s *cluster.Service) { s.Ports[0].NodePort = 30080 }), sliceOf("a", "10.0.0.2@n1,leaving", "10.0.0.3@n2")}, []string{
+		"leaving ones for local traffic alone": {Options{}, []cluster.Object{web(only4, externalLocal, func(s *cluster.Service) { s.Ports[0].NodePort = 30080 }), sliceOf("a", "10.0.0.2@n1,leaving", "10.0.0.3@n2")}, []string{
 			"tcp 0.0.0.0:30080 -> 10.0.0.2:8080 inside 10.0.0.3:8080 keep or drop", "tcp 10.96.0.1:80 ClusterIP -> 10.0.0.3:8080"}},
-		"in two slices": {Options{KnowsPods: true}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.2,leaving", "10.0.0.1"), sliceOf("b", "10.0.0.2", "10.0.0.1")}, []string{
+		"in two slices": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.2,leaving", "10.0.0.1"), sliceOf("b", "10.0.0.2", "10.0.0.1")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080"}},
-		"other addresses of an endpoint": {Options{KnowsPods: true}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1", "10.0.0.9,extra")}, []string{
+		"other addresses of an endpoint": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1", "10.0.0.9,extra")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080"}},
-		"hints for the zone": {Options{KnowsPods: true}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,zone=z2", "10.0.0.2,zone=z1", "10.0.0.3,unready")}, []string{
+		"hints for the zone": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,zone=z2", "10.0.0.2,zone=z1", "10.0.0.3,unready")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.2:8080"}},
-		"hints for the node": {Options{KnowsPods: true}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,for=n2", "10.0.0.2,for=n1")}, []string{
+		"hints for the node": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,for=n2", "10.0.0.2,for=n1")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.2:8080"}},
-		"hints for other nodes, then the zone": {Options{KnowsPods: true}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,for=n2", "10.0.0.2,for=n3")}, []string{
+		"hints for other nodes, then the zone": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,for=n2", "10.0.0.2,for=n3")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080"}},
-		"one without a hint": {Options{KnowsPods: true}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1", "10.0.0.2,zone=z1")}, []string{
+		"one without a hint": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1", "10.0.0.2,zone=z1")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080"}},
-		"hints for other zones": {Options{KnowsPods: true}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,zone=z2", "10.0.0.2,zone=z3")}, []string{
+		"hints for other zones": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,zone=z2", "10.0.0.2,zone=z3")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080"}},
-		"hints mean nothing to local traffic": {Options{KnowsPods: true}, []cluster.Object{web(only4, internalLocal), sliceOf("a", "10.0.0.1@n1,zone=z2", "10.0.0.2@n2,zone=z1")}, []string{
+		"hints mean nothing to local traffic": {Options{}, []cluster.Object{web(only4, internalLocal), sliceOf("a", "10.0.0.1@n1,zone=z2", "10.0.0.2@n2,zone=z1")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080 or drop"}},
-		"source ranges and affinity": {Options{KnowsPods: true}, []cluster.Object{both, web(only4, func(s *cluster.Service) {
+		"source ranges and affinity": {Options{}, []cluster.Object{both, web(only4, func(s *cluster.Service) {
 			s.Proxy.LoadBalancerIPs, s.Proxy.Affinity = addrs("203.0.113.1"), 3*time.Hour
 			s.Proxy.SourceRanges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32")}
 		})}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080 3h0m0s",
 			"tcp 203.0.113.1:80 -> 10.0.0.1:8080,10.0.0.2:8080 masquerade 3h0m0s from 198.51.100.0/24"}},
-		"the node is one of the sources": {Options{KnowsPods: true}, []cluster.Object{web(only4, func(s *cluster.Service) {
+		"the node is one of the sources": {Options{}, []cluster.Object{web(only4, func(s *cluster.Service) {
 			s.Proxy.LoadBalancerIPs, s.Proxy.SourceRanges = addrs("203.0.113.1"), []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 		})}, []string{
 			"tcp 10.96.0.1:80 ClusterIP", "tcp 203.0.113.1:80 masquerade from 192.0.2.0/24 from 203.0.113.1/32"}},
@@ -306,7 +306,7 @@ func random(r *rand.Rand) cluster.Object {
 func TestIncremental(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		b := builder(Options{KnowsPods: true})
+		b := builder(Options{})
 		objects := map[cluster.Kind]map[cluster.Key]cluster.Object{}
 		note := func(o cluster.Object) {
 			if objects[o.Kind()] == nil {
@@ -363,7 +363,7 @@ func TestIncremental(t *testing.T) {
 		for _, m := range objects {
 			all = slices.AppendSeq(all, maps.Values(m))
 		}
-		fresh := builder(Options{KnowsPods: true}, all...)
+		fresh := builder(Options{}, all...)
 		d := fresh.Take()
 		want := map[Key]string{}
 		for _, f := range d.Put {
