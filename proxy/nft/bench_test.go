@@ -82,8 +82,8 @@ func cost(t *testing.T, n, k int) {
 	changes(t, x, fs, "one endpoint less", func(i, k int) int { return k - 1 })
 	y := New(testNode())
 	defer y.Close()
-	report("a new agent makes the table anew", func() { apply(t, y, Change{Put: fs}) })
-	report("that again", func() { node := testNode(); apply(t, y, Change{Node: &node}) })
+	report("a new agent finds all as it should be", func() { apply(t, y, Change{Put: fs}) })
+	report("another interface", func() { n := testNode(); n.Interfaces = []string{"cni0"}; apply(t, y, Change{Node: &n}) })
 	report("nft list ruleset", func() { netns.Run(t, "nft", "list", "ruleset") })
 	if err := Remove(); err != nil {
 		t.Fatal(err)

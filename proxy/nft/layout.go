@@ -73,6 +73,17 @@ func (f family) specs() [numSets]setSpec {
 	}
 }
 
+// keySize is how many bytes of an element in a batch are its key: in a set of ranges, the first key of them and the last.
+func (s setSpec) keySize() int {
+	if s.interval {
+		return 2 * width(s.key)
+	}
+	return width(s.key)
+}
+
+// size is how many bytes an element has in a batch.
+func (s setSpec) size() int { return s.keySize() + width(s.data) }
+
 // width is how many bytes fields take, each padded to four if there are several.
 func width(fields []nftables.SetDatatype) int {
 	n := 0
