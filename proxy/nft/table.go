@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -264,8 +265,17 @@ func (t *table) commit(b *batch, sure bool) error {
 // attempts is how often a table is read that others' changes come into the way of. The last time it is taken as it comes.
 const attempts = 3
 
+// large is from how many elements on what it takes to read and compare them is given back to the system at once, which would else
+// keep it resident for minutes. It costs some ten milliseconds.
+const large = 1 << 16
+
 // recover makes the kernel hold what the state says, whatever it holds, and returns whether it had to change anything.
 func (t *table) recover() (changed bool, err error) {
+	defer func() {
+		if t.count[backendsMap]+t.count[frontendsMap] >= large {
+			debug.FreeOSMemory()
+		}
+	}()
 	t.stale = true
 	for i := range attempts {
 		if changed, err = t.adjust(i+1 < attempts); err == nil {
