@@ -37,7 +37,7 @@ const (
 const internalOffset = frontends.MaxBackends + 1
 
 // maxClients is how many clients affinity is kept for in each family; further ones are spread like those of others.
-const maxClients = 1 << 18
+var maxClients uint32 = 1 << 18
 
 type setSpec struct {
 	name     string

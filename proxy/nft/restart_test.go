@@ -1,6 +1,8 @@
 package nft
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -11,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
 	"github.com/ropewalk-net/ropewalk/test/netns"
@@ -44,7 +47,7 @@ func contents(t *testing.T) map[string]string {
 	return out
 }
 
-func contentsOf(t *testing.T, f family) map[string]string {
+func readBack(t *testing.T, f family) *held {
 	t.Helper()
 	x := &table{state: newState(f, Node{}), link: &link{}}
 	defer x.link.close()
@@ -52,6 +55,27 @@ func contentsOf(t *testing.T, f family) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return h
+}
+
+// counts returns how many elements the kernel holds, by sets.
+func counts(t *testing.T) map[string]int {
+	t.Helper()
+	out := map[string]int{}
+	for _, f := range []family{ipv4, ipv6} {
+		h := readBack(t, f)
+		for i, spec := range f.specs() {
+			if set(i) != affinityMap {
+				out[spec.name] += len(h.sorted[i].order)
+			}
+		}
+	}
+	return out
+}
+
+func contentsOf(t *testing.T, f family) map[string]string {
+	t.Helper()
+	h := readBack(t, f)
 	out := map[string]string{}
 	for name, c := range h.chains {
 		out["chain "+name] = fmt.Sprintf("%x %x", c.base, c.rules)
@@ -240,6 +264,9 @@ func TestConverges(t *testing.T) {
 		}
 		check(x, false, what)
 		first := contents(t)
+		if diff := cmp.Diff(counts(t), x.Stats().Elements); diff != "" {
+			t.Errorf("after %s, Stats (-kernel +got): %s", what, diff)
+		}
 		x.Close()
 		e.start(t).Close() // takes out variants that are no longer in use
 		second, before := contents(t), generation(t)
@@ -269,3 +296,86 @@ func TestConverges(t *testing.T) {
 }
 
 var variantKey = regexp.MustCompile("^ip6? (chain|variants) (pick-|drop-all)")
+
+// TestSmallRepair holds that a repair leaves alone what is right: rules keep their handles.
+func TestSmallRepair(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	x := New(testNode())
+	t.Cleanup(x.Close)
+	apply(t, x, Change{Put: cluster(10, 2)})
+	list := func(chain string) string { return netns.Run(t, "nft", "-a", "list", "chain", "ip", TableName, chain) }
+	right, wrong := list("undelivered"), list("services")
+	spoil(t, "add rule ip ropewalk services drop; flush map ip ropewalk backends")
+	if repaired, err := x.Check(); err != nil || !repaired {
+		t.Fatalf("repaired %v, %v", repaired, err)
+	}
+	if list("undelivered") != right || list("services") == wrong {
+		t.Error("other chains were written than the one that was spoiled")
+	}
+	if s := x.Stats(); s.Repairs != 1 || s.Failures != 0 || s.Transactions != 3 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestFailureIsSeen sends a transaction that fails, in messages longer than an answer is read in.
+func TestFailureIsSeen(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := New(testNode())
+	t.Cleanup(x.Close)
+	apply(t, x, Change{Put: cluster(10, 2)})
+	v6 := x.families[1]
+	b := &batch{}
+	for i := range 4 * perMessage {
+		b.delete[backendsMap] = binary.BigEndian.AppendUint32(append(b.delete[backendsMap], make([]byte, 24)...), uint32(i))
+	}
+	if err := v6.commit(b, true); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("elements deleted that are not there: %v", err)
+	}
+	apply(t, x, Change{Delete: []frontends.Key{cluster(1, 1)[0].Key}})
+	if _, err := x.Check(); err != nil || x.Stats().Failures != 1 {
+		t.Errorf("%v, %+v", err, x.Stats())
+	}
+}
+
+// TestInvalid holds that what is invalid is refused, and all else is done.
+func TestInvalid(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := New(testNode())
+	t.Cleanup(x.Close)
+	fs := cluster(2, 2)
+	bad := *fs[0]
+	bad.Backends = []netip.AddrPort{netip.MustParseAddrPort("[::1]:80")}
+	wrong := Node{Interfaces: []string{"a-name-of-16-byte"}}
+	err := x.Apply(Change{Node: &wrong, Put: []*frontends.Frontend{&bad, fs[1]}})
+	if !errors.Is(err, frontends.ErrInvalid) || !errors.Is(err, ErrNode) || !strings.Contains(err.Error(), bad.Key.String()) {
+		t.Errorf("error: %v", err)
+	}
+	if n := x.Stats().Elements["backends"]; n != 2 {
+		t.Errorf("%d backends", n)
+	}
+	before := generation(t)
+	y := New(wrong)
+	t.Cleanup(y.Close)
+	if err := y.Apply(Change{}); !errors.Is(err, ErrNode) || generation(t) != before {
+		t.Errorf("an agent with an invalid node: %v", err)
+	}
+	for _, n := range []Node{
+		{Interfaces: []string{""}}, {Interfaces: []string{"*"}}, {Interfaces: []string{"sixteen-bytes-xx"}}, {Mark: 3},
+		{Addresses: []netip.Addr{{}}}, {Addresses: []netip.Addr{netip.MustParseAddr("::ffff:1.2.3.4")}},
+		{ClusterCIDRs: []netip.Prefix{{}}}, {ServiceCIDRs: []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr("10.0.0.0"), 33)}},
+	} {
+		if err := n.Validate(); !errors.Is(err, ErrNode) {
+			t.Errorf("%+v: %v", n, err)
+		}
+	}
+	if n := (Node{Interfaces: []string{"fifteen-bytes-x", "veth*"}, Mark: 1 << 31}); n.Validate() != nil {
+		t.Error(n.Validate())
+	}
+}
