@@ -277,9 +277,9 @@ func (h *held) placed(s *state, f *frontends.Frontend) *placed {
 	}
 	p := &placed{backends: make([]netip.AddrPort, len(f.Backends)), internal: make([]netip.AddrPort, len(f.Internal))}
 	at := appendWhere(nil, addrs[0], f.Key)
-	list, members := h.sorted[backendsMap], map[uint32]netip.AddrPort{}
+	list, members := h.sorted[backendsMap], map[uint32]netip.AddrPort(nil)
 	if f.Affinity != 0 {
-		list, p.slots = h.sorted[slotsMap], map[netip.AddrPort]uint32{}
+		list, members, p.slots = h.sorted[slotsMap], map[uint32]netip.AddrPort{}, map[netip.AddrPort]uint32{}
 		for e := range h.sorted[membersMap].beginning(at) {
 			b := backendOf(e[len(at)+4:], s.size)
 			members[binary.NativeEndian.Uint32(e[len(at):])] = b

@@ -8,10 +8,10 @@ import (
 )
 
 // listing returns the messages that make a table of a random state. A kernel lists it in messages of the same form.
-func listing(f family) (*table, []byte) {
+func listing(f family, changes int) (*table, []byte) {
 	r := rand.New(rand.NewPCG(5, 6))
 	x := &table{state: newState(f, testNode()), link: &link{}}
-	for range 100 {
+	for range changes {
 		x.state.note(randomChange(r, f.size == 16))
 	}
 	m := &message{family: f}
@@ -58,7 +58,7 @@ func parse(f family, b []byte) (*held, error) {
 // TestReadsWhatItWrites holds that there is nothing to change in a table that was just made.
 func TestReadsWhatItWrites(t *testing.T) {
 	for _, f := range []family{ipv4, ipv6} {
-		x, b := listing(f)
+		x, b := listing(f, 100)
 		h, err := parse(f, b)
 		if err != nil {
 			t.Fatal(err)
@@ -72,7 +72,7 @@ func TestReadsWhatItWrites(t *testing.T) {
 // FuzzDump holds that no listing makes the parser, or what decides by it, panic.
 func FuzzDump(f *testing.F) {
 	for _, fam := range []family{ipv4, ipv6} {
-		_, b := listing(fam)
+		_, b := listing(fam, 6)
 		f.Add(fam.size == 4, b)
 	}
 	f.Add(true, []byte{20, 0, 0, 0, unix.NFT_MSG_NEWSETELEM, unix.NFNL_SUBSYS_NFTABLES, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0})
@@ -86,7 +86,7 @@ func FuzzDump(f *testing.F) {
 			return
 		}
 		fam.sameSets(h)
-		x, _ := listing(fam)
+		x, _ := listing(fam, 6)
 		batch := x.state.all(h)
 		if x.state.differ(batch, h) {
 			x.write(&message{family: fam}, batch)

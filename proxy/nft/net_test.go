@@ -118,14 +118,19 @@ func serve(t *testing.T, ns, addr string) {
 // second the error is a timeout.
 func ask(t *testing.T, ns, network, addr string) (server, client string, err error) {
 	t.Helper()
+	return askFor(t, time.Second, ns, network, addr)
+}
+
+func askFor(t *testing.T, patience time.Duration, ns, network, addr string) (server, client string, err error) {
+	t.Helper()
 	run := func() {
 		var c net.Conn
-		c, err = net.DialTimeout(network, addr, time.Second)
+		c, err = net.DialTimeout(network, addr, patience)
 		if err != nil {
 			return
 		}
 		defer func() { _ = c.Close() }()
-		_ = c.SetDeadline(time.Now().Add(time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		if network == "udp" {
 			if _, err = c.Write([]byte("?")); err != nil {
 				return

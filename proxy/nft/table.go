@@ -13,8 +13,7 @@ import (
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
 )
 
-// Tables are the tables of both families in the network namespace of the thread that calls New. They are for one goroutine, but
-// for Stats.
+// Tables are the tables of both families in the network namespace of the calling thread. They are for one goroutine, but for Stats.
 type Tables struct {
 	families [2]*table
 	link     *link
@@ -253,7 +252,9 @@ func (t *table) apply(c Change) error {
 	}
 	if err != nil {
 		t.stale = true
-		_, err = t.recover()
+		if _, err = t.recover(); err == nil {
+			t.link.stats.Repairs++
+		}
 	}
 	return err
 }
@@ -305,9 +306,14 @@ func (t *table) adjust(sure bool) (changed bool, err error) {
 	if err == nil {
 		b = t.state.all(h)
 		if !t.state.differ(b, h) {
-			return false, unix.ERESTART
+			err = unix.ERESTART
 		}
-	} else {
+	}
+	switch {
+	case err == nil:
+	case sure && errors.Is(err, unix.ERESTART):
+		return false, err
+	default:
 		b = t.state.all(nil)
 		t.renew(b, h)
 	}
