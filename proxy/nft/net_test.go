@@ -68,6 +68,24 @@ func network(t *testing.T, pods int) {
 			t.Fatal(err)
 		}
 	}
+	for i := range pods {
+		reaches(t, fmt.Sprintf("pod%d", i), gateway4, gateway6)
+	}
+	reaches(t, "outside", nodeAddr4, nodeAddr6)
+}
+
+// reaches waits until a namespace reaches its gateways: the kernel drops packets until it has noticed, at its leisure, that a new link is
+// up.
+func reaches(t *testing.T, ns string, gateways ...string) {
+	t.Helper()
+	for _, a := range gateways {
+		for range 100 {
+			server, _, err := askFor(t, 100*time.Millisecond, ns, "tcp", net.JoinHostPort(a, "1"))
+			if outcome(server, err) == "refused" {
+				break
+			}
+		}
+	}
 }
 
 // serve answers connections and datagrams at an address in a namespace with its name and the client's address.
