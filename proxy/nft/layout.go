@@ -123,8 +123,11 @@ type variant struct {
 var dropAll = variant{}
 
 func (v variant) chain() string {
-	if v == dropAll {
+	switch {
+	case v == dropAll:
 		return "drop-all"
+	case v.count == 0:
+		return "guarded"
 	}
 	name := fmt.Sprintf("pick-%d", v.count)
 	switch v.masquerade {
@@ -155,6 +158,9 @@ func (v variant) rules(f family, n *Node) []rule {
 	}
 	if v.guarded {
 		rs = append(rs, join(load(f.saddr(), f.daddr(), l4proto, dport), notIn("sources"), drop()))
+	}
+	if v.count == 0 { // as if no frontend had been found: it is rejected later
+		return rs
 	}
 	switch v.masquerade {
 	case frontends.Outside:

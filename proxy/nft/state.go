@@ -392,6 +392,8 @@ func (p *placed) variants() (all, internal *variant) {
 		all = &v
 	case p.there() && p.Empty == frontends.Drop:
 		all = &variant{}
+	case p.Sources != nil: // who is not let in is not told that there is nobody
+		all = &variant{guarded: true}
 	}
 	if len(p.Internal) > 0 {
 		i := v
