@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
@@ -326,18 +325,5 @@ func TestNode(t *testing.T) {
 			}
 		}
 		server.Close()
-	}
-}
-
-func TestMetrics(t *testing.T) {
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ropewalk_test"}, func() float64 { return 7 }))
-	server := httptest.NewServer(Metrics(registry))
-	defer server.Close()
-	for path, want := range map[string]string{"/proxyMode": "nftables", "/healthz": "ok", "/metrics": "# HELP ropewalk_test \n# TYPE ropewalk_test gauge\nropewalk_test 7\n"} {
-		resp := get(t, server.URL+path)
-		if got := text(resp); resp.StatusCode != 200 || got != want || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
-			t.Errorf("%s: %d %q, want %q", path, resp.StatusCode, got, want)
-		}
 	}
 }

@@ -222,6 +222,10 @@ func (f family) chains(n *Node) []chain {
 		}
 		return rs
 	}
+	var outside []rule
+	if n.knowsPods(f) {
+		outside = append(fromCluster(ret()), n.setMark())
+	}
 	one := func(parts ...[]expr.Any) rule { return join(parts...) }
 	dispatch := func(name string) []rule {
 		return []rule{one(where, through(name), setPriority()), one(load(priority), vmap("variants"))}
@@ -240,7 +244,7 @@ func (f family) chains(n *Node) []chain {
 			one(reject(rejectUnreachable, f.portUnreachable())),
 		}},
 		{name: "undelivered", rules: undelivered},
-		{name: "mark-outside", rules: append(fromCluster(ret()), n.setMark())},
+		{name: "mark-outside", rules: outside},
 		{name: "internal", rules: dispatch("internal")},
 		{name: "services", rules: dispatch("frontends")},
 		{name: "nat-prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: -100,

@@ -16,7 +16,7 @@ type Node struct {
 	// Addresses are the node's addresses that take node ports.
 	Addresses []netip.Addr
 	// ClusterCIDRs and Interfaces say which connections come from the cluster's pods: by their source, or by the interface
-	// they come in at ("cni0"; "veth*" for all that begin so). One that does not is from outside.
+	// they come in at ("cni0"; "veth*" for all that begin so). One that does not is from outside, unless there is nothing to tell by.
 	ClusterCIDRs []netip.Prefix
 	Interfaces   []string
 	// ServiceCIDRs are the ranges of services' addresses. Connections to those that no service has are dropped.
@@ -53,6 +53,12 @@ func (n *Node) Validate() error {
 		return fmt.Errorf("%w: mark %#x is not one bit", ErrNode, n.Mark)
 	}
 	return nil
+}
+
+// knowsPods reports whether connections of the cluster's pods can be told from others of a family. If they cannot, none is taken for one
+// from outside: it may be a pod's.
+func (n *Node) knowsPods(f family) bool {
+	return len(n.Interfaces) > 0 || slices.ContainsFunc(n.ClusterCIDRs, func(p netip.Prefix) bool { return p.Addr().Is4() == (f.size == 4) })
 }
 
 func (n *Node) mark() uint32 {

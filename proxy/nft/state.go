@@ -210,7 +210,7 @@ func (s *state) setNode(b *batch, n Node) {
 			}
 		}
 	}
-	if before.mark() == n.mark() && slices.Equal(before.Interfaces, n.Interfaces) {
+	if before.mark() == n.mark() && slices.Equal(before.Interfaces, n.Interfaces) && before.knowsPods(s.family) == n.knowsPods(s.family) {
 		return
 	}
 	was := s.allChains(&before)
