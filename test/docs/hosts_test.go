@@ -129,7 +129,7 @@ func TestHostsExamples(t *testing.T) {
 		t.Run(line, func(t *testing.T) {
 			cmd := exec.Command("sh", "-c", line)
 			cmd.Dir = dir
-			if strings.Contains(line, "hosts run") || strings.Contains(line, "hosts nri") {
+			if strings.Contains(line, "ropewalk proxy") || strings.Contains(line, "hosts run") || strings.Contains(line, "hosts nri") {
 				serve(t, cmd)
 				return
 			}
