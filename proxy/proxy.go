@@ -239,6 +239,10 @@ func (p *Proxy) sync() error {
 		}
 		return err
 	}
+	if p.synced.IsZero() {
+		n := p.builder.Counts()
+		p.config.Log.Info("all services are in the kernel", "services", n.Services, "frontends", n.Frontends, "endpoints", n.Endpoints, "took", time.Since(begun))
+	}
 	p.synced = time.Now()
 	return nil
 }
@@ -284,5 +288,9 @@ func (p *Proxy) nodeNow() nft.Node {
 			return !slices.ContainsFunc(p.config.NodePortCIDRs, func(c netip.Prefix) bool { return c.Contains(a) })
 		})
 	}
+	// What the API takes and packets cannot have is left out.
+	n.Addresses = slices.DeleteFunc(n.Addresses, func(a netip.Addr) bool { return a.Is4In6() || a.Zone() != "" || a.IsUnspecified() })
+	odd := func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4In6() }
+	n.ClusterCIDRs, n.ServiceCIDRs = slices.DeleteFunc(slices.Clone(n.ClusterCIDRs), odd), slices.DeleteFunc(n.ServiceCIDRs, odd)
 	return n
 }
