@@ -73,6 +73,14 @@ func newSlice(s *cluster.Slice, node string) *slice {
 	return out
 }
 
+// equal reports whether s and t of the same name mean the same.
+func (s *slice) equal(t *slice) bool {
+	sameHints := func(a, b *cluster.Hints) bool {
+		return a == b || a != nil && b != nil && slices.Equal(a.ForZones, b.ForZones) && slices.Equal(a.ForNodes, b.ForNodes)
+	}
+	return s.service == t.service && slices.Equal(s.ports, t.ports) && slices.Equal(s.endpoints, t.endpoints) && slices.EqualFunc(s.hints, t.hints, sameHints)
+}
+
 // candidate is an endpoint that may become a backend of a service's port.
 type candidate struct {
 	netip.AddrPort

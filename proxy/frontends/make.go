@@ -40,6 +40,11 @@ func (b *Builder) addPort(fs []*Frontend, s *cluster.Service, p *cluster.Service
 		add(a, p.Port, inside)
 	}
 	outside := outside(s.Proxy, c)
+	restricted := outside
+	restricted.Sources = b.sources(s.Proxy, is4)
+	for _, a := range s.Proxy.LoadBalancerIPs { // before external addresses: one that is both is restricted
+		add(a, p.Port, restricted)
+	}
 	for _, a := range s.Proxy.ExternalIPs {
 		add(a, p.Port, outside)
 	}
@@ -49,10 +54,6 @@ func (b *Builder) addPort(fs []*Frontend, s *cluster.Service, p *cluster.Service
 			any = netip.IPv4Unspecified()
 		}
 		add(any, p.NodePort, outside)
-	}
-	outside.Sources = b.sources(s.Proxy, is4)
-	for _, a := range s.Proxy.LoadBalancerIPs {
-		add(a, p.Port, outside)
 	}
 	return fs
 }
