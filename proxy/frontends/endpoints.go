@@ -88,6 +88,9 @@ type candidate struct {
 	hints *cluster.Hints
 }
 
+// usable reports whether a slice's port is one: -1 leaves it open.
+func usable(p cluster.EndpointPort) bool { return p.Port >= 1 && p.Port <= 65535 }
+
 // candidates appends the endpoints of slices that have a port of the name and protocol, in order, each address once.
 func candidates(out []candidate, list []*slice, name string, protocol cluster.Protocol, is4 bool) []candidate {
 	out = out[:0]
@@ -97,7 +100,7 @@ func candidates(out []candidate, list []*slice, name string, protocol cluster.Pr
 			continue
 		}
 		for _, p := range s.ports {
-			if p.Name != name || p.Protocol != protocol || p.Port < 1 || p.Port > 65535 {
+			if p.Name != name || p.Protocol != protocol || !usable(p) {
 				continue
 			}
 			for i, e := range s.endpoints {

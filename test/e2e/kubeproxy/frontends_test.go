@@ -3,7 +3,6 @@ package kubeproxy
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -12,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -40,8 +40,8 @@ var outcomes = []string{"to ", "inside ", "reject ", "drop ", "ranges ", "affini
 // each address and port where the connections of clients outside and inside go, what becomes of them if nowhere, whom a load
 // balancer's address lets in, affinity, and what health checks are told.
 func TestFrontends(t *testing.T) {
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard) // it tells of each port that is left open
+	klog.SetLogger(logr.Discard()) // it tells of each port that is left open
+	t.Cleanup(klog.ClearLogger)
 	r := rand.New(rand.NewPCG(1, 2))
 	api := standin.New(t)
 	var services []*v1.Service
