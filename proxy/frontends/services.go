@@ -25,8 +25,7 @@ type Builder struct {
 	services map[cluster.Key]*service
 	slices   map[cluster.Key]*slice
 	cidrs    map[cluster.Key]cidr
-	node     *cluster.Node // nil if it is not known
-	heard    uint32        // the listing that named node
+	node     *cluster.Node // as it was last known; nil before
 	listings [cluster.NumKinds]listing
 
 	owners  map[Key]*service          // whose frontend a key has
@@ -138,7 +137,7 @@ type Counts struct{ Frontends, Services, Endpoints int }
 // Counts returns how many there are: frontends, services (or names of which there are slices only), endpoints that answer.
 func (b *Builder) Counts() Counts { return Counts{len(b.owners), len(b.services), b.endpoints} }
 
-// Node returns the node, nil if it is not known. It is not to be written to.
+// Node returns the node as it was last known, also when its object is gone; nil before. It is not to be written to.
 func (b *Builder) Node() *cluster.Node { return b.node }
 
 // ServiceCIDRs returns the ranges that services' addresses are from, each once, in order. That of a ServiceCIDR which is being
@@ -188,10 +187,7 @@ func (b *Builder) delete(kind cluster.Kind, k cluster.Key) {
 		}
 	case cluster.KindSlice:
 		b.dropSlice(k)
-	case cluster.KindNode:
-		if k.Name == b.options.NodeName {
-			b.setNode(nil)
-		}
+	case cluster.KindNode: // the host is there still: what was known of it stays, as with kube-proxy
 	case cluster.KindServiceCIDR:
 		delete(b.cidrs, k)
 		b.diff.Node = true
@@ -216,10 +212,6 @@ func (b *Builder) sweep(kind cluster.Kind) {
 			if s.listing != l.number {
 				b.delete(kind, k)
 			}
-		}
-	case cluster.KindNode:
-		if b.node != nil && b.heard != l.number {
-			b.setNode(nil)
 		}
 	case cluster.KindServiceCIDR:
 		for k, c := range b.cidrs {
@@ -310,7 +302,6 @@ func (b *Builder) removeSlice(s *slice) {
 
 func (b *Builder) putNode(n *cluster.Node) {
 	if n.Name == b.options.NodeName {
-		b.heard = b.listings[cluster.KindNode].number
 		b.setNode(n)
 	}
 }
@@ -322,7 +313,7 @@ func (b *Builder) setNode(n *cluster.Node) {
 	b.node = n
 	oldNet, newNet := netOf(old), netOf(n)
 	addresses := slices.Equal(oldNet.InternalIPs, newNet.InternalIPs) && slices.Equal(oldNet.ExternalIPs, newNet.ExternalIPs)
-	if addresses && oldNet.Zone == newNet.Zone && (old == nil) == (n == nil) && (n == nil || slices.Equal(old.PodCIDRs, n.PodCIDRs)) {
+	if addresses && oldNet.Zone == newNet.Zone && old != nil && slices.Equal(old.PodCIDRs, n.PodCIDRs) {
 		return
 	}
 	b.diff.Node = true

@@ -210,3 +210,41 @@ func TestServiceCIDRs(t *testing.T) {
 	r.api.Delete(a)
 	r.see(free)
 }
+
+// TestHistory holds that what has gone while the API server was away is gone when it comes back without a history: services, endpoints,
+// ranges of addresses. The node serves while the API does not know it.
+func TestHistory(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	r := newRig(t, 3)
+	netns.Batch(t, "", "addr add 198.51.100.200/32 dev lo\n")
+	r.api.Apply(cidrs("more", "198.51.100.128/25"))
+	r.put(service("web"), "pod0", "pod1")
+	r.start()
+	r.ready()
+	inRange := probe{from: "outside pod0", to: "198.51.100.200:80", want: "timeout"}
+	r.see(inRange, probe{from: "pod2 outside", to: everywhere, want: "pod0 pod1"})
+	away := func(change func()) {
+		t.Helper()
+		r.api.Down()
+		change()
+		r.api.ForgetHistory()
+		r.api.Up()
+		r.settle()
+	}
+	away(func() {
+		r.api.Delete(cidrs("more"))
+		r.api.Delete(node())
+		for _, e := range endpoints("web", 8080, "pod1") {
+			r.api.Apply(e)
+		}
+	})
+	inRange.want = "refused"
+	r.see(inRange, probe{from: "pod2 outside", to: everywhere, want: "pod1"})
+	away(func() { r.api.Delete(service("web")) })
+	r.see(probe{from: "outside pod2", to: "cluster", want: "timeout"}, probe{from: "outside", to: "node", want: "refused"})
+	if strings.Contains(r.log.String(), "level=ERROR") {
+		t.Error("errors in the log")
+	}
+}
