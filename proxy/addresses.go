@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -74,9 +75,18 @@ func (a *addresses) subscribe(ctx context.Context) error {
 	}
 }
 
+// listings is how often addresses are listed that change meanwhile.
+const listings = 4
+
 // update reads the addresses of all interfaces.
 func (a *addresses) update() error {
-	found, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	var found []netlink.Addr
+	var err error
+	for range listings {
+		if found, err = netlink.AddrList(nil, netlink.FAMILY_ALL); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
 	if err != nil {
 		return err
 	}

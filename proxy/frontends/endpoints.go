@@ -24,9 +24,6 @@ const (
 	ready
 )
 
-// serving reports whether the endpoint answers, if only those who are connected already.
-func (s state) serving() bool { return s&(ready|leaving) != 0 }
-
 // slice is what is kept of an EndpointSlice.
 type slice struct {
 	name      string

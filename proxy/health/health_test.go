@@ -172,6 +172,16 @@ func TestPorts(t *testing.T) {
 	}
 }
 
+// TestSameAddresses holds that nobody is woken for addresses that are what they were.
+func TestSameAddresses(t *testing.T) {
+	s := NewServers(slog.New(slog.DiscardHandler), nil)
+	s.SetAddresses([]netip.Addr{loopback})
+	<-s.changed
+	if s.SetAddresses([]netip.Addr{loopback}); len(s.changed) > 0 {
+		t.Error("woken")
+	}
+}
+
 // keepAlive is a connection that a load balancer keeps.
 type keepAlive struct {
 	net.Conn
