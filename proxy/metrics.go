@@ -51,10 +51,7 @@ func newMetrics(r prometheus.Registerer, p *Proxy) (*metrics, error) {
 }
 
 // pass notes a transaction. Triggers from before the agent started say nothing about it.
-func (m *metrics) pass(took time.Duration, err error, triggers []time.Time, started time.Time) {
-	if err != nil {
-		return
-	}
+func (m *metrics) pass(took time.Duration, triggers []time.Time, started time.Time) {
 	m.duration.Observe(took.Seconds())
 	m.last.SetToCurrentTime()
 	for _, t := range triggers {

@@ -70,11 +70,12 @@ type Proxy struct {
 	failure   error     // of the last transaction
 
 	// What only Run uses.
-	tables  *nft.Tables
-	cleaner *cleaner
-	servers *health.Servers
-	checks  map[cluster.Key]frontends.Health // that servers have not been told of
-	node    nft.Node
+	tables   *nft.Tables
+	cleaner  *cleaner
+	servers  *health.Servers
+	checks   map[cluster.Key]frontends.Health // that servers have not been told of
+	triggers []time.Time                      // of what is not in the kernel, up to maxTriggers
+	node     nft.Node
 }
 
 // New returns a Proxy that does nothing to the kernel before Run. It fails for a Config that cannot be.
@@ -248,10 +249,14 @@ func (p *Proxy) sync() (known bool, err error) {
 		p.node, change.Node = n, &n
 	}
 	err = p.tables.Apply(change)
-	p.metrics.pass(time.Since(begun), err, d.Triggers, p.started)
 	p.cleaner.note(d)
+	if len(p.triggers) < maxTriggers {
+		p.triggers = append(p.triggers, d.Triggers...)
+	}
 	maps.Copy(p.checks, d.Health)
 	if err == nil {
+		p.metrics.pass(time.Since(begun), p.triggers, p.started)
+		p.triggers = nil
 		p.cleaner.written()
 		p.tellHealth()
 	}
@@ -269,6 +274,9 @@ func (p *Proxy) sync() (known bool, err error) {
 	p.synced = time.Now()
 	return true, nil
 }
+
+// maxTriggers is from how many times on no more are kept while the kernel refuses what they are of.
+const maxTriggers = 1 << 16
 
 // rivalsTold is how many services the log names after a transaction: whoever may write services can have any number of them.
 const rivalsTold = 10

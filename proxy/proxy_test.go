@@ -113,20 +113,22 @@ func eventually(t *testing.T, failure string, is func() bool) {
 	}
 }
 
-// pending is the metric of that name.
-func pending(t *testing.T, r *prometheus.Registry) float64 {
+// pending returns how many services the metrics say are pending, and of how many changes they have the latency.
+func pending(t *testing.T, r *prometheus.Registry) (services float64, changes uint64) {
 	t.Helper()
 	families, err := r.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range families {
-		if f.GetName() == "ropewalk_proxy_pending_services" {
-			return f.GetMetric()[0].GetGauge().GetValue()
+		switch m := f.GetMetric(); f.GetName() {
+		case "ropewalk_proxy_pending_services":
+			services = m[0].GetGauge().GetValue()
+		case "ropewalk_proxy_network_programming_seconds":
+			changes = m[0].GetHistogram().GetSampleCount()
 		}
 	}
-	t.Fatal("no such metric")
-	return 0
+	return services, changes
 }
 
 // TestRefused holds what is told while the kernel refuses all: since when it is behind, and nothing to load balancers or of connections
@@ -160,13 +162,15 @@ func TestRefused(t *testing.T) {
 		if s := p.healthNode().State(); !s.Pending.Equal(since) {
 			t.Errorf("healthz knows of %v", s.Pending)
 		}
-		if got := pending(t, registry); got < atLeast {
-			t.Errorf("%v services are pending", got)
+		if got, changes := pending(t, registry); got < atLeast || changes > 0 {
+			t.Errorf("%v services are pending, %d changes are done", got, changes)
 		}
 	}
 	behind(0)
 	p.Apply(cluster.Deleted(cluster.KindService, cluster.Key{Namespace: "shop", Name: "old"}, time.Time{}))
-	put(p, slice("web", "10.0.0.1", "10.0.0.2"))
+	changed := slice("web", "10.0.0.1", "10.0.0.2")
+	changed.Triggered = time.Now()
+	put(p, changed)
 	behind(2)
 	behind(2)
 	if len(p.cleaner.wake) > 0 || len(p.cleaner.gone) > 0 {
@@ -178,8 +182,9 @@ func TestRefused(t *testing.T) {
 
 	leave()
 	sync1(t, p)
-	if waiting, _ := p.Lag(); !waiting.IsZero() || pending(t, registry) != 0 {
-		t.Errorf("behind since %v, %v services pending", waiting, pending(t, registry))
+	waiting, _ := p.Lag()
+	if got, changes := pending(t, registry); !waiting.IsZero() || got != 0 || changes != 1 {
+		t.Errorf("behind since %v, %v services are pending, %d changes are done", waiting, got, changes)
 	}
 	if _, ok := p.cleaner.gone[frontends.Key{Addr: netip.MustParseAddr("10.96.0.2"), Protocol: frontends.UDP, Port: 53}]; !ok || len(p.cleaner.wake) != 1 {
 		t.Errorf("connections to what has gone stay: %v", p.cleaner.gone)
