@@ -35,7 +35,7 @@ type slice struct {
 	listing   uint32
 }
 
-// newSlice keeps of s what is served, for the node. The addresses of a slice are of one family.
+// newSlice keeps of s what is served, for the node. The addresses of a slice are of one family, that of the first.
 func newSlice(s *cluster.Slice, node string) *slice {
 	out := &slice{ports: s.Ports, endpoints: make([]endpoint, 0, len(s.Endpoints))}
 	for i, e := range s.Endpoints {
@@ -43,7 +43,7 @@ func newSlice(s *cluster.Slice, node string) *slice {
 		if s.Proxy != nil {
 			p = s.Proxy.Endpoints[i]
 		}
-		if p.Extra {
+		if p.Extra || len(out.endpoints) > 0 && e.Addr.Is4() != out.is4 {
 			continue
 		}
 		var st state

@@ -177,6 +177,8 @@ func TestFrontends(t *testing.T) {
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080,10.0.0.2:8080"}},
 		"other addresses of an endpoint": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1", "10.0.0.9,extra")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080"}},
+		"addresses of two families in a slice, which the API refuses": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1", "fd00::1")}, []string{
+			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.1:8080"}},
 		"hints for the zone": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,zone=z2", "10.0.0.2,zone=z1", "10.0.0.3,unready")}, []string{
 			"tcp 10.96.0.1:80 ClusterIP -> 10.0.0.2:8080"}},
 		"hints for the node": {Options{}, []cluster.Object{web(only4), sliceOf("a", "10.0.0.1,for=n2", "10.0.0.2,for=n1")}, []string{
