@@ -271,11 +271,13 @@ func TestUDP(t *testing.T) {
 			}
 		}
 	}
+	r.put(service("web"), "pod0") // now it has gone
+	see("pod0")
 	r.take("web")
 	for _, c := range clients {
-		for begun := time.Now(); c.ask() == "pod1"; {
+		for begun := time.Now(); c.ask() == "pod0"; {
 			if time.Since(begun) > 5*time.Second {
-				t.Fatalf("%s: pod1 answers for a service that is gone", c.RemoteAddr())
+				t.Fatalf("%s: pod0 answers for a service that is gone", c.RemoteAddr())
 			}
 		}
 		if got := c.ask(); got == "pod1" || got == "pod0" {
