@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -87,9 +88,17 @@ func (r Row[R]) cells(result R) []string {
 	case median == 0:
 		return []string{"", ""}
 	case least == most:
-		return []string{fmt.Sprintf("%.3g %s", median, r.Unit), ""}
+		return []string{strings.TrimRight(digits(median)+" "+r.Unit, " "), ""}
 	}
-	return []string{fmt.Sprintf("%.3g %s", median, r.Unit), fmt.Sprintf("%.3g–%.3g", least, most)}
+	return []string{strings.TrimRight(digits(median)+" "+r.Unit, " "), digits(least) + "–" + digits(most)}
+}
+
+// digits shows three of a number, and all of a large one, without an exponent.
+func digits(v float64) string {
+	if v >= 100 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
 }
 
 func ratio(a, b float64) string {

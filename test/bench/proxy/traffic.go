@@ -1,0 +1,221 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ropewalk-net/ropewalk/test/bench/report"
+)
+
+type (
+	times = report.Samples[time.Duration]
+	sizes = report.Samples[int64]
+)
+
+// backendPort is where the backends answer, on TCP and on UDP.
+const backendPort = 8080
+
+// serve answers every connection and datagram on the backends' addresses with one byte, the backend's number, until the
+// listeners that it returns are closed.
+func serve(backend *space) (closers []func() error, err error) {
+	backend.do(func() {
+		for i, a := range backendAddrs {
+			at := netip.AddrPortFrom(netip.MustParseAddr(a), backendPort)
+			l, e := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+			if e != nil {
+				err = errors.Join(err, e)
+				continue
+			}
+			u, e := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+			if e != nil {
+				err = errors.Join(err, e)
+				continue
+			}
+			closers = append(closers, l.Close, u.Close)
+			go serveTCP(l, byte(i))
+			go serveUDP(u, byte(i))
+		}
+	})
+	return closers, err
+}
+
+func serveTCP(l *net.TCPListener, name byte) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return // closed
+		}
+		// Whoever asked may have gone.
+		_, _ = c.Write([]byte{name})
+		_ = c.Close()
+	}
+}
+
+func serveUDP(u *net.UDPConn, name byte) {
+	var b [1]byte
+	for {
+		_, from, err := u.ReadFromUDPAddrPort(b[:])
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		_, _ = u.WriteToUDPAddrPort([]byte{name}, from)
+	}
+}
+
+// patienceOne is how long one connection is waited for. A packet that is lost is not sent again within it.
+const patienceOne = 200 * time.Millisecond
+
+// exchange opens a connection of the type (unix.SOCK_STREAM or SOCK_DGRAM) from a port that the kernel chooses, and returns the
+// answer and how long it took: for TCP, until the connection stood; for UDP, until the answer was there. It runs in the
+// namespace of the calling thread. System calls and not package net: what is measured is the kernel.
+func exchange(kind int, to netip.AddrPort) (answer byte, took time.Duration, err error) {
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer unix.Close(fd)
+	limit := unix.NsecToTimeval(int64(patienceOne))
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)
+	err = errors.Join(err, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)) // of connect, too
+	if kind == unix.SOCK_STREAM {
+		// It ends with a reset: the port is free again at once.
+		err = errors.Join(err, unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	b := []byte{255}
+	begin := time.Now()
+	err = retry(func() error {
+		return unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("connect to %s: %w", to, err)
+	}
+	took = time.Since(begin)
+	if kind == unix.SOCK_DGRAM {
+		if _, err := unix.Write(fd, b); err != nil {
+			return 0, 0, fmt.Errorf("send to %s: %w", to, err)
+		}
+	}
+	n := 0
+	err = retry(func() error {
+		n, err = unix.Read(fd, b)
+		return err
+	})
+	if err != nil || n != 1 {
+		return 0, 0, fmt.Errorf("%d bytes from %s: %w", n, to, err)
+	}
+	if kind == unix.SOCK_DGRAM {
+		took = time.Since(begin)
+	}
+	return b[0], took, nil
+}
+
+// retry repeats f while signals, of Go's scheduler, interrupt it. connect(2) goes on where it was.
+func retry(f func() error) error {
+	for {
+		err := f()
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EALREADY) {
+			if errors.Is(err, unix.EISCONN) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// await asks an address from a pod until a backend answers there, and returns how often it did, and how often nobody answered.
+func await(from *space, to netip.AddrPort, backend byte, patience time.Duration) (tried, failed int, err error) {
+	from.do(func() {
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			tried++
+			var got byte
+			if got, _, err = exchange(unix.SOCK_STREAM, to); err != nil {
+				failed++
+				continue
+			}
+			if got == backend {
+				return
+			}
+			err = fmt.Errorf("%s answers as backend %d", to, got)
+		}
+		err = fmt.Errorf("no answer of backend %d after %v: %w", backend, patience, err)
+	})
+	return tried, failed, err
+}
+
+// round is what a number of connections, one after the other, took. cpu is the client's time for one, which has most of the
+// kernel's work on the way in it: that runs where the packet was sent.
+type round struct {
+	p50, p99, cpu time.Duration
+	perSec        int64
+}
+
+func measureRound(kind int, to netip.AddrPort, n int) (r round, err error) {
+	var all times
+	begin, used := time.Now(), threadTime()
+	for range n {
+		_, took, err := exchange(kind, to)
+		if err != nil {
+			return r, err
+		}
+		all.Add(took)
+	}
+	used = threadTime() - used
+	return round{all.At(0.5), all.At(0.99), used / time.Duration(n), int64(float64(n) / time.Since(begin).Seconds())}, nil
+}
+
+// threadTime is how long the calling thread has run for.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) // fails for a bad pointer only
+	return time.Duration(ts.Nano())
+}
+
+// path is what rounds along one way to a backend were like.
+type path struct {
+	p50, p99, cpu times
+	perSec        sizes
+}
+
+func (p *path) add(r round) {
+	p.p50.Add(r.p50)
+	p.p99.Add(r.p99)
+	p.cpu.Add(r.cpu)
+	p.perSec.Add(r.perSec)
+}
+
+// traffic is what connections from a pod to another took, straight and through a service.
+type traffic struct {
+	tcp, udp struct{ direct, service path }
+}
+
+// measure fills t: rounds of connections, in turns.
+func (t *traffic) measure(from *space, rounds, n int) (err error) {
+	direct := netip.AddrPortFrom(netip.MustParseAddr(backendAddrs[0]), backendPort)
+	from.do(func() {
+		for range rounds {
+			for _, way := range []struct {
+				kind int
+				to   netip.AddrPort
+				into *path
+			}{
+				{unix.SOCK_STREAM, direct, &t.tcp.direct}, {unix.SOCK_STREAM, probeVIP, &t.tcp.service},
+				{unix.SOCK_DGRAM, direct, &t.udp.direct}, {unix.SOCK_DGRAM, probeVIP, &t.udp.service},
+			} {
+				var r round
+				if r, err = measureRound(way.kind, way.to, n); err != nil {
+					return
+				}
+				way.into.add(r)
+			}
+		}
+	})
+	return err
+}
