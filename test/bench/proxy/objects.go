@@ -24,7 +24,7 @@ const (
 	numNodes = 1000
 )
 
-func space100(i int) string { return fmt.Sprintf("team-%d", i%100) }
+func namespace(i int) string { return fmt.Sprintf("team-%d", i%100) }
 
 // fill gives the API server the node and a cluster of so many services with so many endpoints each, and the probe.
 func fill(api *standin.Server, services, endpoints int) {
@@ -83,7 +83,7 @@ func fresh(n int) [4]byte { return [4]byte{watched[0], watched[1], byte(n >> 8),
 func text(a [4]byte) string { return netip.AddrFrom4(a).String() }
 
 func service(i int) *corev1.Service {
-	return serviceOf(objectMeta(space100(i), serviceName(i), serviceName(i)), clusterIP(i),
+	return serviceOf(objectMeta(namespace(i), serviceName(i), serviceName(i)), clusterIP(i),
 		corev1.ServicePort{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(backendPort)})
 }
 
@@ -97,7 +97,7 @@ func serviceOf(meta metav1.ObjectMeta, ip string, ports ...corev1.ServicePort) *
 
 // slice is the EndpointSlice of the i-th service.
 func slice(i int, addrs []string) *discoveryv1.EndpointSlice {
-	return sliceOf(space100(i), serviceName(i), i, addrs, discoveryv1.EndpointPort{Name: new("http"), Port: new(int32(backendPort)), Protocol: new(corev1.ProtocolTCP)})
+	return sliceOf(namespace(i), serviceName(i), i, addrs, discoveryv1.EndpointPort{Name: new("http"), Port: new(int32(backendPort)), Protocol: new(corev1.ProtocolTCP)})
 }
 
 func sliceOf(ns, service string, at int, addrs []string, ports ...discoveryv1.EndpointPort) *discoveryv1.EndpointSlice {

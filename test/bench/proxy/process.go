@@ -23,9 +23,9 @@ import (
 // candidate is a proxy to be measured.
 type candidate struct {
 	name string
-	argv []string
-	// kubeconfigFlag is the flag that takes the file.
-	syncs string // the histogram of its syncs' durations
+	argv []string // but for the kubeconfig
+	// syncs is the histogram of its syncs' durations.
+	syncs string
 	// pause is how long a change waits for the one before: longer than what the proxy keeps its syncs apart by.
 	pause time.Duration
 	// count returns how many frontends and backends of the test's services the kernel has.
@@ -133,8 +133,8 @@ func (p *process) cpu() (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	stat, err := readStat(p.cmd.Process.Pid)
-	return own + stat.children, err
+	children, err := childrenTime(p.cmd.Process.Pid)
+	return own + children, err
 }
 
 // during returns for how long the process ran while f did.
@@ -235,27 +235,24 @@ func children(pid int) (pids []int, err error) {
 	return pids, nil
 }
 
-// stat is what /proc/PID/stat (proc_pid_stat(5)) says.
-type stat struct{ children time.Duration }
-
-// readStat reads how long the children of a process that have ended ran for.
-func readStat(pid int) (s stat, err error) {
+// childrenTime reads from /proc/PID/stat (proc_pid_stat(5)) how long the children of a process that have ended ran for.
+func childrenTime(pid int) (sum time.Duration, err error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return s, err
+		return 0, err
 	}
 	f := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:])) // the name before it may have anything in it
 	if len(f) < 15 {
-		return s, fmt.Errorf("not a stat of a process: %q", raw)
+		return 0, fmt.Errorf("not a stat of a process: %q", raw)
 	}
 	for _, field := range f[13:15] { // cutime, cstime
 		n, err := strconv.Atoi(field)
 		if err != nil {
-			return s, err
+			return 0, err
 		}
-		s.children += time.Duration(n) * (time.Second / 100) // USER_HZ is 100 on all that Go runs on
+		sum += time.Duration(n) * (time.Second / 100) // USER_HZ is 100 on all that Go runs on
 	}
-	return s, nil
+	return sum, nil
 }
 
 // synced returns how long all the process's syncs so far took by its own metrics, and how many they were.

@@ -17,13 +17,13 @@ type scenario struct {
 	candidates          []candidate
 	// runs is how often each is started and started again.
 	runs int
-	// changes is how many changes there are one by one, each of two kinds, or as many as there is time for; rate how many a
-	// second all at once, for churn. None without a rate.
+	// changes is how many changes of a kind are made one by one, or as many as there is time for within; rate is how many are made
+	// a second, for as long as churn. Without a rate nothing changes.
 	changes int
 	within  time.Duration
 	rate    int
 	churn   time.Duration
-	// rounds of so many connections each.
+	// rounds is how often so many connections are made on each way.
 	rounds, connections int
 	// mostFirst and mostResident are budgets, in seconds and MB.
 	mostFirst, mostResident float64
@@ -35,13 +35,14 @@ type bench struct {
 	network
 	api             *standin.Server
 	dir, kubeconfig string
-	// used counts the addresses and services that the kernel has had.
-	used int
+	// used counts the fresh addresses, changed are services with one of them, added those that were not there at first.
+	used           int
+	changed, added map[int]struct{}
 }
 
 // run measures each candidate. They take turns.
 func (s scenario) run(ctx context.Context, dir string, n network) ([]*result, error) {
-	b := &bench{scenario: s, network: n, api: standin.New(nil), dir: dir}
+	b := &bench{scenario: s, network: n, api: standin.New(nil), dir: dir, changed: map[int]struct{}{}, added: map[int]struct{}{}}
 	defer b.api.Close()
 	b.kubeconfig = b.api.Kubeconfig(dir)
 	fill(b.api, s.services, s.endpoints)
@@ -70,7 +71,7 @@ func (b *bench) once(ctx context.Context, c *candidate, r *result, first bool) e
 	if err := flush(ctx); err != nil {
 		return err
 	}
-	b.api.Apply(probeSlice(0))
+	b.reset()
 	p, err := c.start(ctx, b.dir, b.kubeconfig)
 	if err != nil {
 		return err
@@ -190,6 +191,7 @@ func (b *bench) measureChanges(ctx context.Context, p *process, r *result) error
 func (b *bench) changeEndpoint(w *watch) {
 	b.used++
 	i := b.used * 7919 % b.services
+	b.changed[i] = struct{}{}
 	addrs := bulkAddrs(i, b.endpoints)
 	addrs[0] = text(fresh(b.used))
 	s := slice(i, addrs)
@@ -201,6 +203,7 @@ func (b *bench) changeEndpoint(w *watch) {
 func (b *bench) addService(w *watch) {
 	b.used++
 	i := 1<<17 + b.used // its address is nobody's
+	b.added[i] = struct{}{}
 	svc, s := service(i), slice(i, []string{text(fresh(b.used))})
 	w.expect(fresh(b.used))
 	b.api.Apply(svc, s)
@@ -262,6 +265,20 @@ func (b *bench) measureChurn(ctx context.Context, p *process, r *result) error {
 	r.churned.Add(resident)
 	r.churnedPeak.Add(peak)
 	return err
+}
+
+// reset makes the cluster what it was at first.
+func (b *bench) reset() {
+	b.api.Apply(probeSlice(0))
+	for i := range b.changed {
+		b.api.Apply(slice(i, bulkAddrs(i, b.endpoints)))
+	}
+	for i := range b.added {
+		b.api.Delete(service(i))
+		b.api.Delete(slice(i, nil))
+	}
+	clear(b.changed)
+	clear(b.added)
 }
 
 // flush takes all rules of the namespace away. The kernel frees them a little later.
