@@ -31,7 +31,7 @@ var (
 )
 
 // patience is for all together.
-const patience = 90 * time.Minute
+const patience = 3 * time.Hour
 
 func main() { box.Run("bench-proxy", "", all) }
 

@@ -83,9 +83,10 @@ type process struct {
 	cmd     *exec.Cmd
 	started time.Time
 	log     string
-	// sampled is closed when nobody looks at the memory any more.
-	sampled chan struct{}
-	stopped context.CancelFunc
+	// running ends with the process, and the process with it; done waits until nothing of either is left.
+	running context.Context
+	cancel  context.CancelFunc
+	done    sync.WaitGroup
 
 	// mu guards peak, the most memory that the process and its children had together when it was looked at.
 	mu   sync.Mutex
@@ -99,26 +100,29 @@ func (c *candidate) start(ctx context.Context, dir, kubeconfig string) (*process
 		return nil, err
 	}
 	defer log.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	p := &process{candidate: c, log: log.Name(), sampled: make(chan struct{}), stopped: cancel}
-	p.cmd = exec.CommandContext(ctx, c.argv[0], append(c.argv[1:], "--kubeconfig", kubeconfig)...)
+	p := &process{candidate: c, log: log.Name()}
+	p.running, p.cancel = context.WithCancel(ctx)
+	p.cmd = exec.CommandContext(p.running, c.argv[0], append(c.argv[1:], "--kubeconfig", kubeconfig)...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	p.started = time.Now()
 	if err := p.cmd.Start(); err != nil {
-		cancel()
+		p.cancel()
 		return nil, err
 	}
-	go p.sample(ctx)
+	p.done.Go(func() {
+		// How it ends is of no interest: it is killed, or missed.
+		_ = p.cmd.Wait()
+		p.cancel()
+	})
+	p.done.Go(p.sample)
 	return p, nil
 }
 
 // stop kills the process and returns when it has ended.
 func (p *process) stop() {
-	p.stopped()
-	// That it was killed is how it should end.
-	_ = p.cmd.Wait()
-	<-p.sampled
+	p.cancel()
+	p.done.Wait()
 }
 
 // said is the end of the log.
@@ -151,13 +155,13 @@ func (p *process) during(f func() error) (time.Duration, error) {
 }
 
 // rest waits until the process has nothing to do.
-func (p *process) rest(ctx context.Context) error {
+func (p *process) rest() error {
 	const look, idle = 300 * time.Millisecond, 6 * time.Millisecond
 	for quiet := 0; quiet < 4; {
 		used, err := p.during(func() error {
 			select {
-			case <-ctx.Done():
-				return ctx.Err()
+			case <-p.running.Done():
+				return p.running.Err()
 			case <-time.After(look):
 				return nil
 			}
@@ -178,12 +182,11 @@ func (p *process) busy() bool {
 	return err == nil && len(all) > 0
 }
 
-// sample keeps peak, until ctx ends.
-func (p *process) sample(ctx context.Context) {
-	defer close(p.sampled)
+// sample keeps peak while the process runs.
+func (p *process) sample() {
 	for t := time.NewTicker(20 * time.Millisecond); ; {
 		select {
-		case <-ctx.Done():
+		case <-p.running.Done():
 			t.Stop()
 			return
 		case <-t.C:

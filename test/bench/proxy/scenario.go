@@ -90,7 +90,7 @@ func (b *bench) first(ctx context.Context, p *process, r *result, all bool) erro
 		return err
 	}
 	took := time.Since(p.started)
-	if err := p.rest(ctx); err != nil {
+	if err := p.rest(); err != nil {
 		return err
 	}
 	cpu, err := p.cpu()
@@ -124,12 +124,12 @@ func (b *bench) first(ctx context.Context, p *process, r *result, all bool) erro
 	if b.rate == 0 {
 		return nil
 	}
-	return b.measureChanges(ctx, p, r)
+	return b.measureChanges(p, r)
 }
 
 // caughtUp waits until the probe is answered by its backend, and returns how often it was tried, and how often nobody answered.
 func (b *bench) caughtUp(p *process, backend byte) (tried, failed int, err error) {
-	tried, failed, err = await(b.client, probeVIP, backend, 20*time.Minute)
+	tried, failed, err = await(p.running, b.client, probeVIP, backend)
 	if err != nil {
 		err = fmt.Errorf("%w\n%s", err, p.said())
 	}
@@ -165,7 +165,7 @@ func (b *bench) again(ctx context.Context, c *candidate, r *result) error {
 	r.restart.Add(time.Since(p.started))
 	r.tried += tried
 	r.failed += failed
-	if err := p.rest(ctx); err != nil {
+	if err := p.rest(); err != nil {
 		return err
 	}
 	cpu, err := p.cpu()
@@ -173,18 +173,18 @@ func (b *bench) again(ctx context.Context, c *candidate, r *result) error {
 	return err
 }
 
-func (b *bench) measureChanges(ctx context.Context, p *process, r *result) error {
+func (b *bench) measureChanges(p *process, r *result) error {
 	var err error
-	if r.endpoint, err = b.oneByOne(ctx, p, b.changeEndpoint); err != nil {
+	if r.endpoint, err = b.oneByOne(p, b.changeEndpoint); err != nil {
 		return err
 	}
-	if r.service, err = b.oneByOne(ctx, p, b.addService); err != nil {
+	if r.service, err = b.oneByOne(p, b.addService); err != nil {
 		return err
 	}
-	if err := p.rest(ctx); err != nil {
+	if err := p.rest(); err != nil {
 		return err
 	}
-	return b.measureChurn(ctx, p, r)
+	return b.measureChurn(p, r)
 }
 
 // changeEndpoint replaces an endpoint of a service by one with an address that the kernel has not had.
@@ -210,17 +210,16 @@ func (b *bench) addService(w *watch) {
 }
 
 // oneByOne makes changes, each when the one before is in the kernel, and returns what they took.
-func (b *bench) oneByOne(ctx context.Context, p *process, change func(*watch)) (took times, err error) {
+func (b *bench) oneByOne(p *process, change func(*watch)) (took times, err error) {
 	w, err := newWatch()
 	if err != nil {
 		return nil, err
 	}
-	for n, end := 0, time.Now().Add(b.within); n < b.changes && time.Now().Before(end) && ctx.Err() == nil; n++ {
+	for n, end := 0, time.Now().Add(b.within); n < b.changes && time.Now().Before(end); n++ {
 		time.Sleep(p.pause)
 		change(w)
-		missing, e := w.drain(5 * time.Minute)
-		if e != nil || missing > 0 {
-			err = fmt.Errorf("a change is not in the kernel: %v\n%s", e, p.said())
+		if _, err = w.drain(p.running); err != nil {
+			err = fmt.Errorf("a change is not in the kernel: %w\n%s", err, p.said())
 			break
 		}
 	}
@@ -232,23 +231,22 @@ func (b *bench) oneByOne(ctx context.Context, p *process, change func(*watch)) (
 }
 
 // measureChurn changes endpoints at a rate.
-func (b *bench) measureChurn(ctx context.Context, p *process, r *result) error {
+func (b *bench) measureChurn(p *process, r *result) error {
 	w, err := newWatch()
 	if err != nil {
 		return err
 	}
 	total := int(b.churn.Seconds() * float64(b.rate))
-	missing := 0
 	used, err := p.during(func() (err error) {
 		begin := time.Now()
 		for n := range total {
 			time.Sleep(time.Until(begin.Add(time.Duration(n) * time.Second / time.Duration(b.rate))))
 			b.changeEndpoint(w)
 		}
-		if missing, err = w.drain(5 * time.Minute); err != nil {
-			return err
+		if missing, err := w.drain(p.running); err != nil {
+			return fmt.Errorf("%d of %d changes are not in the kernel: %w\n%s", missing, total, err, p.said())
 		}
-		return p.rest(ctx)
+		return p.rest()
 	})
 	took, e := w.close()
 	switch {
@@ -256,8 +254,6 @@ func (b *bench) measureChurn(ctx context.Context, p *process, r *result) error {
 		return err
 	case e != nil:
 		return e
-	case missing > 0:
-		return fmt.Errorf("%d of %d changes never came to the kernel", missing, total)
 	}
 	resident, peak, err := p.memory()
 	r.lag = took

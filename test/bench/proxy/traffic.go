@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -67,21 +69,21 @@ func serveUDP(u *net.UDPConn, name byte) {
 	}
 }
 
-// patienceOne is how long one connection is waited for. A packet that is lost is not sent again within it.
-const patienceOne = 200 * time.Millisecond
-
 // exchange opens a connection of the type (unix.SOCK_STREAM or SOCK_DGRAM) from a port that the kernel chooses, and returns the
-// answer and how long it took: for TCP, until the connection stood; for UDP, until the answer was there. It runs in the
-// namespace of the calling thread. System calls and not package net: what is measured is the kernel.
-func exchange(kind int, to netip.AddrPort) (answer byte, took time.Duration, err error) {
+// answer and how long it took: for TCP, until the connection stood; for UDP, until the answer was there. Each step may take
+// as long as patience. It runs in the namespace of the calling thread. System calls and not package net: what is measured is
+// the kernel.
+func exchange(kind int, to netip.AddrPort, patience time.Duration) (answer byte, took time.Duration, err error) {
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, 0, err
 	}
 	defer unix.Close(fd)
-	limit := unix.NsecToTimeval(int64(patienceOne))
-	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)
-	err = errors.Join(err, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit)) // of connect, too
+	limit := unix.NsecToTimeval(int64(patience))
+	err = errors.Join(
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit), // of connect, too
+	)
 	if kind == unix.SOCK_STREAM {
 		// It ends with a reset: the port is free again at once.
 		err = errors.Join(err, unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
@@ -89,27 +91,28 @@ func exchange(kind int, to netip.AddrPort) (answer byte, took time.Duration, err
 	if err != nil {
 		return 0, 0, err
 	}
-	b := []byte{255}
 	begin := time.Now()
-	err = retry(func() error {
+	err = uninterrupted(func() error {
 		return unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
 	})
+	took = time.Since(begin)
+	b := []byte{255}
+	if err == nil && kind == unix.SOCK_DGRAM {
+		_, err = unix.Write(fd, b)
+	}
 	if err != nil {
 		return 0, 0, fmt.Errorf("connect to %s: %w", to, err)
 	}
-	took = time.Since(begin)
-	if kind == unix.SOCK_DGRAM {
-		if _, err := unix.Write(fd, b); err != nil {
-			return 0, 0, fmt.Errorf("send to %s: %w", to, err)
-		}
-	}
 	n := 0
-	err = retry(func() error {
+	err = uninterrupted(func() error {
 		n, err = unix.Read(fd, b)
 		return err
 	})
-	if err != nil || n != 1 {
-		return 0, 0, fmt.Errorf("%d bytes from %s: %w", n, to, err)
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("answer of %s: %w", to, err)
 	}
 	if kind == unix.SOCK_DGRAM {
 		took = time.Since(begin)
@@ -117,26 +120,23 @@ func exchange(kind int, to netip.AddrPort) (answer byte, took time.Duration, err
 	return b[0], took, nil
 }
 
-// retry repeats f while signals, of Go's scheduler, interrupt it. connect(2) goes on where it was.
-func retry(f func() error) error {
+// uninterrupted repeats f while signals interrupt it, of which Go's scheduler sends some.
+func uninterrupted(f func() error) error {
 	for {
-		err := f()
-		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EALREADY) {
-			if errors.Is(err, unix.EISCONN) {
-				return nil
-			}
+		if err := f(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
 }
 
 // await asks an address from a pod until a backend answers there, and returns how often it did, and how often nobody answered.
-func await(from *space, to netip.AddrPort, backend byte, patience time.Duration) (tried, failed int, err error) {
+func await(ctx context.Context, from *space, to netip.AddrPort, backend byte) (tried, failed int, err error) {
 	from.do(func() {
-		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
 			tried++
 			var got byte
-			if got, _, err = exchange(unix.SOCK_STREAM, to); err != nil {
+			// A packet that is lost is not sent again so soon: another connection may come sooner.
+			if got, _, err = exchange(unix.SOCK_STREAM, to, 200*time.Millisecond); err != nil {
 				failed++
 				continue
 			}
@@ -145,7 +145,7 @@ func await(from *space, to netip.AddrPort, backend byte, patience time.Duration)
 			}
 			err = fmt.Errorf("%s answers as backend %d", to, got)
 		}
-		err = fmt.Errorf("no answer of backend %d after %v: %w", backend, patience, err)
+		err = fmt.Errorf("no answer of backend %d: %w: %w", backend, ctx.Err(), err)
 	})
 	return tried, failed, err
 }
@@ -161,7 +161,7 @@ func measureRound(kind int, to netip.AddrPort, n int) (r round, err error) {
 	var all times
 	begin, used := time.Now(), threadTime()
 	for range n {
-		_, took, err := exchange(kind, to)
+		_, took, err := exchange(kind, to, 10*time.Second)
 		if err != nil {
 			return r, err
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -112,10 +113,8 @@ func (w *watch) expect(addr [4]byte) {
 	w.mu.Unlock()
 }
 
-// drain waits until everything that is expected has come, and returns how much has not.
-func (w *watch) drain(patience time.Duration) (missing int, err error) {
-	late := time.NewTimer(patience)
-	defer late.Stop()
+// drain waits until everything that is expected has come. It is an error if ctx ends before that; then some is missing.
+func (w *watch) drain(ctx context.Context) (missing int, err error) {
 	for {
 		w.mu.Lock()
 		missing, err = len(w.awaited), w.err
@@ -125,8 +124,8 @@ func (w *watch) drain(patience time.Duration) (missing int, err error) {
 		}
 		select {
 		case <-w.seen:
-		case <-late.C:
-			return missing, nil
+		case <-ctx.Done():
+			return missing, ctx.Err()
 		}
 	}
 }
