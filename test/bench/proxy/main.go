@@ -110,7 +110,7 @@ func candidates(ctx context.Context) (list []candidate, err error) {
 
 func scenarios(candidates []candidate) []scenario {
 	base := scenario{
-		endpoints: 2, candidates: candidates, runs: *runs, changes: 200, within: *within, rate: 100, churn: *churn, rounds: 9, connections: 1000,
+		endpoints: 2, candidates: candidates, runs: *runs, changes: 200, within: *within, rate: 100, churn: *churn, rounds: 60, connections: 150,
 	}
 	few, thousand, ten, fifty := base, base, base, base
 	few.services, few.rate = 10, 0

@@ -85,13 +85,15 @@ type process struct {
 	log     string
 	// running ends with the process, and the process with it; done waits until nothing of either is left.
 	running context.Context
-	cancel  context.CancelFunc
+	cancel  context.CancelCauseFunc
 	done    sync.WaitGroup
 
 	// mu guards peak, the most memory that the process and its children had together when it was looked at.
 	mu   sync.Mutex
 	peak int64
 }
+
+var errEnded = errors.New("the proxy has ended")
 
 // start runs the candidate against the API server of a kubeconfig. Its log goes to dir.
 func (c *candidate) start(ctx context.Context, dir, kubeconfig string) (*process, error) {
@@ -101,19 +103,19 @@ func (c *candidate) start(ctx context.Context, dir, kubeconfig string) (*process
 	}
 	defer log.Close()
 	p := &process{candidate: c, log: log.Name()}
-	p.running, p.cancel = context.WithCancel(ctx)
+	p.running, p.cancel = context.WithCancelCause(ctx)
 	p.cmd = exec.CommandContext(p.running, c.argv[0], append(c.argv[1:], "--kubeconfig", kubeconfig)...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	p.started = time.Now()
 	if err := p.cmd.Start(); err != nil {
-		p.cancel()
+		p.cancel(err)
 		return nil, err
 	}
 	p.done.Go(func() {
 		// How it ends is of no interest: it is killed, or missed.
 		_ = p.cmd.Wait()
-		p.cancel()
+		p.cancel(errEnded)
 	})
 	p.done.Go(p.sample)
 	return p, nil
@@ -121,7 +123,7 @@ func (c *candidate) start(ctx context.Context, dir, kubeconfig string) (*process
 
 // stop kills the process and returns when it has ended.
 func (p *process) stop() {
-	p.cancel()
+	p.cancel(errEnded)
 	p.done.Wait()
 }
 
@@ -161,7 +163,7 @@ func (p *process) rest() error {
 		used, err := p.during(func() error {
 			select {
 			case <-p.running.Done():
-				return p.running.Err()
+				return context.Cause(p.running)
 			case <-time.After(look):
 				return nil
 			}

@@ -31,10 +31,6 @@ func at(name, unit string, q float64, of func(*result) times) row {
 	return r
 }
 
-func count(name string, of func(*result) int) row {
-	return row{Name: name, Share: func(r *result, _ float64) float64 { return float64(of(r)) }}
-}
-
 func (s scenario) rows() []row {
 	first := report.Took("first sync, by its own metrics", "s", func(r *result) times { return r.firstSync })
 	resident := report.Size("resident at rest", func(r *result) sizes { return r.resident })
@@ -54,18 +50,16 @@ func (s scenario) rows() []row {
 		report.Took("restart until it has caught up", "s", func(r *result) times { return r.restart }),
 		report.Took("CPU time of a restart", "s", func(r *result) times { return r.restartCPU }),
 		resident,
-		report.Size("at most until then, with its nft", func(r *result) sizes { return r.peak }),
+		report.Size("at most until then, children included", func(r *result) sizes { return r.peak }),
 		at("one endpoint changed, p50", "ms", 0.5, endpoint),
 		at("one endpoint changed, p99", "ms", 0.99, endpoint).Within(2, 0),
-		count("of so many", func(r *result) int { return len(r.endpoint) }),
 		at("one service added, p50", "ms", 0.5, service),
 		at("one service added, p99", "ms", 0.99, service),
-		count("of so many", func(r *result) int { return len(r.service) }),
 		at("100 changes/s: lag, p50", "ms", 0.5, lag),
 		at("100 changes/s: lag, p99", "ms", 0.99, lag),
 		report.Took("100 changes/s: CPU time of one", "ms", func(r *result) times { return r.changeCPU }),
 		report.Size("100 changes/s: resident after", func(r *result) sizes { return r.churned }),
-		report.Size("at most until then, with its nft", func(r *result) sizes { return r.churnedPeak }),
+		report.Size("at most until then, children included", func(r *result) sizes { return r.churnedPeak }),
 	}
 	rows = append(rows, ways("TCP connect", func(t *traffic) (path, path) { return t.tcp.direct, t.tcp.service })...)
 	return append(rows, ways("UDP exchange", func(t *traffic) (path, path) { return t.udp.direct, t.udp.service })...)
@@ -87,8 +81,8 @@ func ways(what string, of func(*traffic) (direct, service path)) []row {
 		of   func(*result) path
 	}{{what + " direct", direct}, {what + " by ClusterIP", service}} {
 		rows = append(rows,
-			report.Took(way.name+", p50", "µs", func(r *result) times { return way.of(r).p50 }),
-			report.Took(way.name+", p99", "µs", func(r *result) times { return way.of(r).p99 }),
+			at(way.name+", p50", "µs", 0.5, func(r *result) times { return way.of(r).took }),
+			at(way.name+", p99", "µs", 0.99, func(r *result) times { return way.of(r).took }),
 			row{Name: way.name + ", one after the other", Unit: "/s", Share: func(r *result, q float64) float64 { return float64(way.of(r).perSec.At(q)) }},
 			report.Took(way.name+", client's CPU time", "µs", func(r *result) times { return way.of(r).cpu }),
 		)
@@ -98,11 +92,14 @@ func ways(what string, of func(*traffic) (direct, service path)) []row {
 
 // section renders the results: the first is Ropewalk's, compared with the second, if there is one.
 func (s scenario) section(results []*result) string {
-	var names, failed []string
+	var names, more []string
 	for _, r := range results {
 		names = append(names, r.name)
-		failed = append(failed, fmt.Sprintf("%s %d of %d", r.name, r.failed, r.tried))
+		line := fmt.Sprintf("%s: %d of %d connections failed during restarts", r.name, r.failed, r.tried)
+		if s.rate > 0 {
+			line += fmt.Sprintf("; %d endpoints changed and %d services added one by one", len(r.endpoint), len(r.service))
+		}
+		more = append(more, line)
 	}
-	return fmt.Sprintf("**%s**; %d starts each. Connections that failed during restarts: %s.\n\n%s",
-		s.name(), s.runs, strings.Join(failed, ", "), report.Compare(names, results, s.rows(), true))
+	return fmt.Sprintf("**%s**; %d starts each. %s.\n\n%s", s.name(), s.runs, strings.Join(more, ". "), report.Compare(names, results, s.rows(), true))
 }

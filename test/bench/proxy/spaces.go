@@ -86,10 +86,9 @@ func newNetwork() (n network, err error) {
 	if n.backend, err = newSpace(); err != nil {
 		return n, err
 	}
-	// What is sent to a service before there is a rule for it is refused at once, and not once a second (icmp(7)). What
-	// conntrack knows of a connection goes soon after it: the tables of all namespaces together are bounded.
+	// What conntrack knows of a connection goes soon after it: the tables of all namespaces together are bounded.
 	for name, value := range map[string]string{
-		"ipv4/ip_forward": "1", "ipv4/icmp_ratelimit": "0",
+		"ipv4/ip_forward": "1",
 		"netfilter/nf_conntrack_tcp_timeout_close": "1", "netfilter/nf_conntrack_tcp_timeout_close_wait": "1",
 		"netfilter/nf_conntrack_tcp_timeout_time_wait": "1", "netfilter/nf_conntrack_udp_timeout": "1",
 	} {
@@ -97,15 +96,17 @@ func newNetwork() (n network, err error) {
 			return n, err
 		}
 	}
+	// Where there is no rule for a service yet, the node itself is asked, and refuses at once.
 	if err := ip(fmt.Sprintf(`
 addr add %s/32 dev lo
+route add local %s dev lo
 link add c0 type veth peer name eth0 netns %d
 link add b0 type veth peer name eth0 netns %d
 addr add 10.254.1.1/24 dev c0
 addr add 10.254.2.1/24 dev b0
 link set c0 up
 link set b0 up
-`, nodeAddr, n.client.tid, n.backend.tid)); err != nil {
+`, nodeAddr, serviceCIDR, n.client.tid, n.backend.tid)); err != nil {
 		return n, err
 	}
 	if err := n.client.ip("addr add " + clientAddr + "/24 dev eth0\nlink set eth0 up\nroute add default via 10.254.1.1\n"); err != nil {

@@ -136,7 +136,7 @@ func await(ctx context.Context, from *space, to netip.AddrPort, backend byte) (t
 			tried++
 			var got byte
 			// A packet that is lost is not sent again so soon: another connection may come sooner.
-			if got, _, err = exchange(unix.SOCK_STREAM, to, 200*time.Millisecond); err != nil {
+			if got, _, err = exchange(unix.SOCK_STREAM, to, 50*time.Millisecond); err != nil {
 				failed++
 				continue
 			}
@@ -145,30 +145,33 @@ func await(ctx context.Context, from *space, to netip.AddrPort, backend byte) (t
 			}
 			err = fmt.Errorf("%s answers as backend %d", to, got)
 		}
-		err = fmt.Errorf("no answer of backend %d: %w: %w", backend, ctx.Err(), err)
+		err = fmt.Errorf("no answer of backend %d: %w", backend, errors.Join(context.Cause(ctx), err))
 	})
 	return tried, failed, err
 }
 
-// round is what a number of connections, one after the other, took. cpu is the client's time for one, which has most of the
-// kernel's work on the way in it: that runs where the packet was sent.
-type round struct {
-	p50, p99, cpu time.Duration
-	perSec        int64
+// path is what connections along one way to a backend were like.
+type path struct {
+	took times // each
+	// cpu is the client's time for one, in each round: most of the kernel's work on the way is in it, for that is done where the
+	// packet was sent. perSec is how many there were a second, one after the other.
+	cpu    times
+	perSec sizes
 }
 
-func measureRound(kind int, to netip.AddrPort, n int) (r round, err error) {
-	var all times
+// measure adds a round of n connections.
+func (p *path) measure(kind int, to netip.AddrPort, n int) error {
 	begin, used := time.Now(), threadTime()
 	for range n {
 		_, took, err := exchange(kind, to, 10*time.Second)
 		if err != nil {
-			return r, err
+			return err
 		}
-		all.Add(took)
+		p.took.Add(took)
 	}
-	used = threadTime() - used
-	return round{all.At(0.5), all.At(0.99), used / time.Duration(n), int64(float64(n) / time.Since(begin).Seconds())}, nil
+	p.cpu.Add((threadTime() - used) / time.Duration(n))
+	p.perSec.Add(int64(float64(n) / time.Since(begin).Seconds()))
+	return nil
 }
 
 // threadTime is how long the calling thread has run for.
@@ -178,42 +181,22 @@ func threadTime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// path is what rounds along one way to a backend were like.
-type path struct {
-	p50, p99, cpu times
-	perSec        sizes
-}
-
-func (p *path) add(r round) {
-	p.p50.Add(r.p50)
-	p.p99.Add(r.p99)
-	p.cpu.Add(r.cpu)
-	p.perSec.Add(r.perSec)
-}
-
 // traffic is what connections from a pod to another took, straight and through a service.
 type traffic struct {
 	tcp, udp struct{ direct, service path }
 }
 
-// measure fills t: rounds of connections, in turns.
+// measure makes rounds of n connections each way, in turns: few at a time, so that what else the machine does hits all alike.
 func (t *traffic) measure(from *space, rounds, n int) (err error) {
 	direct := netip.AddrPortFrom(netip.MustParseAddr(backendAddrs[0]), backendPort)
 	from.do(func() {
 		for range rounds {
-			for _, way := range []struct {
-				kind int
-				to   netip.AddrPort
-				into *path
-			}{
-				{unix.SOCK_STREAM, direct, &t.tcp.direct}, {unix.SOCK_STREAM, probeVIP, &t.tcp.service},
-				{unix.SOCK_DGRAM, direct, &t.udp.direct}, {unix.SOCK_DGRAM, probeVIP, &t.udp.service},
-			} {
-				var r round
-				if r, err = measureRound(way.kind, way.to, n); err != nil {
-					return
-				}
-				way.into.add(r)
+			err = errors.Join(
+				t.tcp.direct.measure(unix.SOCK_STREAM, direct, n), t.tcp.service.measure(unix.SOCK_STREAM, probeVIP, n),
+				t.udp.direct.measure(unix.SOCK_DGRAM, direct, n), t.udp.service.measure(unix.SOCK_DGRAM, probeVIP, n),
+			)
+			if err != nil {
+				return
 			}
 		}
 	})

@@ -125,7 +125,7 @@ func (w *watch) drain(ctx context.Context) (missing int, err error) {
 		select {
 		case <-w.seen:
 		case <-ctx.Done():
-			return missing, ctx.Err()
+			return missing, context.Cause(ctx)
 		}
 	}
 }
