@@ -1,4 +1,4 @@
-// Command ropewalk is the node agent and the command line of Ropewalk: hosts files and environment of a node's pods. It wires
+// Command ropewalk is the node agent and the command line of Ropewalk: services, hosts files and environment on a node. It wires
 // packages together and decides nothing; what it can do, `ropewalk --help` says.
 package main
 
@@ -56,22 +56,24 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "ropewalk",
-		Short: "Hosts files and environment of a Kubernetes node's pods",
-		Long: `ropewalk keeps the hosts files of a Kubernetes node's pods right while the pods run, gives containers
-variables by which they find services, and shows what the kubelet would make of both.
+		Short: "Services, hosts files and environment on a Kubernetes node",
+		Long: `ropewalk leads connections to services to their endpoints on a Kubernetes node, keeps the hosts files of the
+node's pods right while they run, gives containers variables by which they find services, and shows what the kubelet would
+make of both.
 
 It reads the cluster from an API server, or from a directory of ordinary Kubernetes YAML.
 
 Exit codes: 0 for success, 1 if "hosts check" finds differences, 2 for an error, which is the last
 line on standard error.`,
-		Example: `  ropewalk hosts run --node-name "$NODE_NAME"
+		Example: `  ropewalk proxy --node-name "$NODE_NAME"
+  ropewalk hosts run --node-name "$NODE_NAME"
   ropewalk hosts check --node-name worker-1 --kubeconfig /etc/kubernetes/ropewalk.conf
   ropewalk env shop --manifests /etc/ropewalk/cluster`,
 		SilenceErrors: true, // run says it, once
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newHosts(), newEnv(), newVersion())
+	root.AddCommand(newProxy(), newCleanup(), newHosts(), newEnv(), newVersion())
 	group(root)
 	return root
 }

@@ -24,6 +24,13 @@ type agent struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	parts    []func(context.Context) error
+	paths    []path
+}
+
+// path is something more to serve at --metrics.
+type path struct {
+	pattern string
+	handler http.Handler
 }
 
 func (a *agent) add(cmd *cobra.Command, address string) {
@@ -53,6 +60,9 @@ func (a *agent) age(of func() time.Duration) {
 		Name: "ropewalk_source_age_seconds", Help: "For how long the cluster has not been heard of; 0 while what is known is current.",
 	}, func() float64 { return of().Seconds() }))
 }
+
+// handle adds a path, with its method, to those served at --metrics.
+func (a *agent) handle(pattern string, h http.Handler) { a.paths = append(a.paths, path{pattern, h}) }
 
 // also adds a part.
 func (a *agent) also(part func(context.Context) error) { a.parts = append(a.parts, part) }
@@ -97,8 +107,16 @@ func (a *agent) serve(ctx context.Context, listener net.Listener, ready func() e
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	for _, p := range a.paths {
+		mux.Handle(p.pattern, p.handler)
+	}
+	return a.serveHandler(ctx, listener, mux)
+}
+
+// serveHandler serves h until ctx ends.
+func (a *agent) serveHandler(ctx context.Context, listener net.Listener, h http.Handler) error {
 	server := &http.Server{
-		Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10,
+		Handler: h, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10,
 		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() { server.Close() })

@@ -29,6 +29,7 @@ func (s state) serving() bool { return s&(ready|leaving) != 0 }
 
 // slice is what is kept of an EndpointSlice.
 type slice struct {
+	name      string
 	service   *service
 	ports     []cluster.EndpointPort
 	endpoints []endpoint

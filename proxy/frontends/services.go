@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
@@ -31,6 +32,7 @@ type Builder struct {
 	rivals  map[Key][]*service // who else wants it
 	hairpin map[netip.Addr]int // services' uses of endpoints on this node
 
+	endpoints int // of all slices
 	dirty     map[*service]struct{}
 	diff      Diff
 	contended bool // a key has changed hands, and may be in diff twice
@@ -48,7 +50,7 @@ type listing struct {
 type service struct {
 	cluster.Key
 	spec    *cluster.Service // nil if it is not there, or nobody's to proxy
-	slices  []*slice
+	slices  []*slice         // in the order of their names, so that the outcome does not depend on who came first
 	listing uint32
 	made    []*Frontend  // what was handed out
 	wants   []Key        // the keys of made, and those that another service has
@@ -124,8 +126,11 @@ func (b *Builder) Synced() bool {
 // Pending returns how many services have changed since the last Take.
 func (b *Builder) Pending() int { return len(b.dirty) }
 
-// Counts returns how many frontends there are, and services.
-func (b *Builder) Counts() (frontends, services int) { return len(b.owners), len(b.services) }
+// Counts are how many there are of what a Builder knows.
+type Counts struct{ Frontends, Services, Endpoints int }
+
+// Counts returns how many there are: frontends, services (or names of which there are slices only), endpoints that answer.
+func (b *Builder) Counts() Counts { return Counts{len(b.owners), len(b.services), b.endpoints} }
 
 // Node returns the node, nil if it is not known. It is not to be written to.
 func (b *Builder) Node() *cluster.Node { return b.node }
@@ -238,9 +243,13 @@ func (b *Builder) putSlice(o *cluster.Slice) {
 		return
 	}
 	new := newSlice(o, b.options.NodeName)
-	new.service, new.listing = b.service(cluster.Key{Namespace: o.Namespace, Name: o.Service}), b.listings[cluster.KindSlice].number
+	new.name, new.service, new.listing = o.Name, b.service(cluster.Key{Namespace: o.Namespace, Name: o.Service}), b.listings[cluster.KindSlice].number
 	old := b.slices[k]
 	b.slices[k] = new
+	b.endpoints += len(new.endpoints)
+	if old != nil {
+		b.endpoints -= len(old.endpoints)
+	}
 	switch i := indexOf(old); {
 	case old != nil && old.service == new.service:
 		old.service.slices[i] = new
@@ -248,7 +257,9 @@ func (b *Builder) putSlice(o *cluster.Slice) {
 		b.removeSlice(old)
 		fallthrough
 	default:
-		new.service.slices = append(new.service.slices, new)
+		list := new.service.slices
+		i, _ := slices.BinarySearchFunc(list, new, func(a, b *slice) int { return strings.Compare(a.name, b.name) })
+		new.service.slices = slices.Insert(list, i, new)
 	}
 	if o.Triggered.After(new.service.trigger) {
 		new.service.trigger = o.Triggered
@@ -266,6 +277,7 @@ func indexOf(s *slice) int {
 func (b *Builder) dropSlice(k cluster.Key) {
 	if s := b.slices[k]; s != nil {
 		delete(b.slices, k)
+		b.endpoints -= len(s.endpoints)
 		b.removeSlice(s)
 	}
 }
@@ -457,10 +469,14 @@ func (b *Builder) claim(s *service, fs []*Frontend) []*Frontend {
 		}
 		b.removeRival(f.Key, s)
 		b.owners[f.Key] = s
-		if was := old[f.Key]; was != nil && was.equal(f) {
+		was := old[f.Key]
+		if was != nil && was.ClusterIP && !f.ClusterIP {
+			b.invite(f.Key)
+		}
+		if was != nil && was.equal(f) {
 			f = was
 		} else {
-			b.put(f)
+			b.diff.Put = append(b.diff.Put, f)
 		}
 		made = append(made, f)
 	}
@@ -474,10 +490,7 @@ func (b *Builder) claim(s *service, fs []*Frontend) []*Frontend {
 		}
 		delete(b.owners, k)
 		b.diff.Delete = append(b.diff.Delete, k)
-		for _, r := range b.rivals[k] {
-			b.contended = true
-			b.touch(r)
-		}
+		b.invite(k)
 	}
 	s.wants = slices.Clip(wants)
 	return slices.Clip(made)
@@ -515,8 +528,13 @@ func (b *Builder) removeRival(k Key, s *service) {
 	}
 }
 
-// put hands out a frontend.
-func (b *Builder) put(f *Frontend) { b.diff.Put = append(b.diff.Put, f) }
+// invite has those try again who want a key.
+func (b *Builder) invite(k Key) {
+	for _, r := range b.rivals[k] {
+		b.contended = true
+		b.touch(r)
+	}
+}
 
 // equal reports whether f and g mean the same.
 func (f *Frontend) equal(g *Frontend) bool {

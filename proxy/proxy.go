@@ -1,0 +1,289 @@
+// Package proxy leads connections to services' addresses to their endpoints, on one node: what kube-proxy does.
+//
+// frontends works out what becomes of connections to which address and port, nft puts that into the kernel, conntrack takes the
+// entries of UDP out of the kernel that lead where nothing is any more, health answers load balancers. What is here brings
+// them together: one goroutine takes all that has changed since its last transaction, and makes the next of it.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/proxy/health"
+	"github.com/ropewalk-net/ropewalk/proxy/nft"
+)
+
+// Config says how services are to be proxied on a node.
+type Config struct {
+	// NodeName is this node, as the API calls it.
+	NodeName string
+	// ClusterCIDRs and Interfaces say which connections come from pods: by source, or by the interface they come in at ("cni0",
+	// "veth*"). If both are empty, those from the node's podCIDRs do.
+	ClusterCIDRs []netip.Prefix
+	Interfaces   []string
+	// NodePortCIDRs say which of the node's own addresses take node ports: those of its interfaces that are in one of them. If
+	// there are none, the node's primary addresses do, as its Node object has them.
+	NodePortCIDRs []netip.Prefix
+	// MasqueradeAll replaces all clients' addresses where they ask for a ClusterIP.
+	MasqueradeAll bool
+	// Mark is the bit of packets' marks that is used; nft.DefaultMark if 0.
+	Mark uint32
+	// MinSync is the shortest time from one transaction to the next; 0 makes the next at once, of all that has come meanwhile.
+	MinSync time.Duration
+	// Log is slog.Default() if nil.
+	Log *slog.Logger
+	// Registerer takes the metrics, ropewalk_proxy_*; nil for none.
+	Registerer prometheus.Registerer
+}
+
+// Interest is what a Proxy for a node needs to hear of.
+func Interest(node string) cluster.Interest { return frontends.Interest(node) }
+
+// Proxy is a cluster.Sink. Run puts into the kernel what it hears.
+type Proxy struct {
+	config  Config
+	metrics *metrics
+	kick    chan struct{} // has one if there is something new
+	started time.Time
+
+	mu      sync.Mutex
+	builder *frontends.Builder
+	waiting time.Time // since when there are changes that are not in the kernel; zero if there are none
+	synced  time.Time // when the kernel was last known to be right; zero before
+	failure error     // of the last transaction
+	stats   nft.Stats
+
+	// What only Run uses.
+	tables    *nft.Tables
+	addresses *addresses // nil unless NodePortCIDRs ask for them
+	cleaner   *cleaner
+	servers   *health.Servers
+	node      nft.Node
+}
+
+// New returns a Proxy that does nothing to the kernel before Run. It fails for a Config that cannot be.
+func New(c Config) (*Proxy, error) {
+	if c.NodeName == "" {
+		return nil, errors.New("a proxy needs its node's name")
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	node := nft.Node{ClusterCIDRs: c.ClusterCIDRs, Interfaces: c.Interfaces, Mark: c.Mark}
+	if err := node.Validate(); err != nil {
+		return nil, err
+	}
+	p := &Proxy{
+		config: c, kick: make(chan struct{}, 1), started: time.Now(), node: node,
+		builder: frontends.New(frontends.Options{NodeName: c.NodeName, MasqueradeAll: c.MasqueradeAll}),
+	}
+	p.servers = health.NewServers(c.Log, p.healthNode().Healthy)
+	p.cleaner = &cleaner{p: p, log: c.Log, wake: make(chan struct{}, 1)}
+	var err error
+	p.metrics, err = newMetrics(c.Registerer, p)
+	return p, err
+}
+
+// Apply implements cluster.Sink.
+func (p *Proxy) Apply(c cluster.Change) {
+	p.mu.Lock()
+	p.builder.Apply(c)
+	if p.waiting.IsZero() {
+		p.waiting = time.Now()
+	}
+	p.mu.Unlock()
+	p.wake()
+}
+
+func (p *Proxy) wake() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Ready returns nil once the kernel has had all that was there at the start, and an error that says why not before.
+func (p *Proxy) Ready() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !p.synced.IsZero():
+		return nil
+	case p.failure != nil:
+		return fmt.Errorf("the rules cannot be written: %w", p.failure)
+	case !p.builder.Synced():
+		return errors.New("not all services, endpoints and the node have been heard of yet")
+	}
+	return errors.New("the rules are being written")
+}
+
+// Lag returns since when changes wait to be in the kernel, zero if none do, and when the kernel was last known to be right,
+// zero if it has not been yet.
+func (p *Proxy) Lag() (waiting, synced time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waiting, p.synced
+}
+
+const (
+	// checkPause is how often a look is taken at whether somebody else has changed the kernel's rules.
+	checkPause = 5 * time.Second
+	// What failed is tried again after a pause that begins with minRetry and doubles up to maxRetry.
+	minRetry = 100 * time.Millisecond
+	maxRetry = 30 * time.Second
+)
+
+// Run keeps the kernel right until ctx ends. What is in the kernel stays there. It is for one call.
+func (p *Proxy) Run(ctx context.Context) error {
+	p.tables = nft.New(p.node)
+	defer p.tables.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if len(p.config.NodePortCIDRs) > 0 {
+		p.addresses = &addresses{wake: p.wake}
+		wg.Go(func() { p.addresses.follow(ctx, p.config.Log) })
+	}
+	wg.Go(func() { p.cleaner.run(ctx) })
+	wg.Go(func() { p.servers.Run(ctx) })
+
+	check := time.NewTicker(checkPause)
+	defer check.Stop()
+	pause := minRetry
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-check.C:
+			p.check()
+			continue
+		case <-p.kick:
+		}
+		begun := time.Now()
+		if err := p.sync(); err != nil {
+			p.config.Log.Error("writing the rules failed; the kernel has what was there before", "error", err, "again in", pause)
+			if !sleep(ctx, pause+rand.N(pause/4)) {
+				return nil
+			}
+			pause = min(2*pause, maxRetry)
+			p.wake()
+			continue
+		}
+		pause = minRetry
+		if left := p.config.MinSync - time.Since(begun); left > 0 && !sleep(ctx, left) {
+			return nil
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// take returns what is to be written, and since when it waits. It returns false before all has been delivered once.
+func (p *Proxy) take() (d frontends.Diff, since time.Time, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.builder.Synced() {
+		return d, since, false
+	}
+	d = p.builder.Take()
+	since, p.waiting = p.waiting, time.Time{}
+	return d, since, true
+}
+
+// sync writes what is new.
+func (p *Proxy) sync() error {
+	begun := time.Now()
+	d, since, ok := p.take()
+	if !ok {
+		return nil
+	}
+	for _, r := range d.Rivals {
+		p.config.Log.Warn("two services want the same address and port; it stays with the first", "key", r.Key.String(), "first", r.Owner.String(), "other", r.Loser.String())
+		p.metrics.rivals.Inc()
+	}
+	change := nft.Change{Put: slices.DeleteFunc(d.Put, p.refuses), Delete: d.Delete, Hairpin: d.Hairpin}
+	if n := p.nodeNow(); !reflect.DeepEqual(n, p.node) {
+		p.node, change.Node = n, &n
+	}
+	err := p.tables.Apply(change)
+	p.metrics.pass(time.Since(begun), err, d.Triggers, p.started)
+	p.cleaner.note(d)
+	p.tellHealth(d)
+	stats := p.tables.Stats()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failure, p.stats = err, stats
+	if err != nil {
+		if p.waiting.IsZero() || since.Before(p.waiting) {
+			p.waiting = since
+		}
+		return err
+	}
+	p.synced = time.Now()
+	return nil
+}
+
+// refuses reports whether a frontend is none that the rules can have.
+func (p *Proxy) refuses(f *frontends.Frontend) bool {
+	err := f.Validate()
+	if err != nil {
+		p.config.Log.Error("a service's address and port is left out", "error", err)
+		p.metrics.refused.Inc()
+	}
+	return err != nil
+}
+
+// check looks whether somebody else has changed our rules, and mends them.
+func (p *Proxy) check() {
+	if _, synced := p.Lag(); synced.IsZero() {
+		return
+	}
+	repaired, err := p.tables.Check()
+	switch {
+	case err != nil:
+		p.config.Log.Error("the rules cannot be looked at", "error", err)
+		p.wake()
+	case repaired:
+		p.config.Log.Warn("somebody else had changed our rules; they are as they should be again")
+		p.metrics.repairs.Inc()
+	}
+}
+
+// nodeNow returns what the rules need to know of the node now.
+func (p *Proxy) nodeNow() nft.Node {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := nft.Node{
+		ClusterCIDRs: p.config.ClusterCIDRs, Interfaces: p.config.Interfaces, ServiceCIDRs: p.builder.ServiceCIDRs(), Mark: p.config.Mark,
+		Addresses: frontends.PrimaryAddresses(p.builder.Node()),
+	}
+	if len(n.ClusterCIDRs) == 0 && len(n.Interfaces) == 0 && p.builder.Node() != nil {
+		n.ClusterCIDRs = p.builder.Node().PodCIDRs
+	}
+	if p.addresses != nil {
+		n.Addresses = slices.DeleteFunc(p.addresses.now(), func(a netip.Addr) bool {
+			return !slices.ContainsFunc(p.config.NodePortCIDRs, func(c netip.Prefix) bool { return c.Contains(a) })
+		})
+	}
+	return n
+}
