@@ -114,7 +114,7 @@ as they should be by what was last known; ropewalk_source_age_seconds says since
 			if err != nil {
 				return err
 			}
-			s, err := source.open(a.log, func(error) {})
+			s, err := source.open(a.log, a.sourceError)
 			if err != nil {
 				return err
 			}

@@ -83,7 +83,7 @@ func (a *agent) variables(flags *sourceFlags, config *nri.Config, node string, a
 	table := links.New(allowed, cluster.KindService, cluster.KindPod, cluster.KindSlice)
 	var sources []cluster.Source
 	for _, interest := range links.OfNode(node) {
-		s, err := flags.open(a.log, func(error) {})
+		s, err := flags.open(a.log, a.sourceError)
 		if err != nil {
 			return nil, err
 		}

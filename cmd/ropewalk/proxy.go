@@ -56,7 +56,7 @@ While the API server is away the kernel goes on with what was last known; ropewa
 			if err != nil {
 				return err
 			}
-			s, err := source.open(a.log, func(error) {})
+			s, err := source.open(a.log, a.sourceError)
 			if err != nil {
 				return err
 			}

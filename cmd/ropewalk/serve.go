@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
 )
 
 // agent is what a command that runs on has in common with others: a log, metrics, and parts that end together.
@@ -23,6 +25,7 @@ type agent struct {
 
 	log      *slog.Logger
 	registry *prometheus.Registry
+	errors   *prometheus.CounterVec
 	parts    []func(context.Context) error
 	paths    []path
 }
@@ -50,7 +53,10 @@ func (a *agent) setup(cmd *cobra.Command) (err error) {
 		Name: "ropewalk_build_info", Help: "1, with the version as a label.", ConstLabels: prometheus.Labels{"version": buildVersion()},
 	})
 	info.Set(1)
-	a.registry.MustRegister(info)
+	a.errors = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "ropewalk_source_errors_total", Help: "Requests to the API server that failed, and objects of its that are wrong and left out or mended, by kind.",
+	}, []string{"kind"})
+	a.registry.MustRegister(info, a.errors)
 	return nil
 }
 
@@ -60,6 +66,9 @@ func (a *agent) age(of func() time.Duration) {
 		Name: "ropewalk_source_age_seconds", Help: "For how long the cluster has not been heard of; 0 while what is known is current.",
 	}, func() float64 { return of().Seconds() }))
 }
+
+// sourceError counts a failure of a source.
+func (a *agent) sourceError(k cluster.Kind, _ error) { a.errors.WithLabelValues(k.String()).Inc() }
 
 // handle adds a path, with its method, to those served at --metrics.
 func (a *agent) handle(pattern string, h http.Handler) { a.paths = append(a.paths, path{pattern, h}) }

@@ -36,14 +36,14 @@ func (f *sourceFlags) given() bool {
 	return f.kubeconfig != "" || f.manifests != "" || os.Getenv("KUBERNETES_SERVICE_HOST") != ""
 }
 
-// open returns a source. onError hears of its failures.
-func (f *sourceFlags) open(log *slog.Logger, onError func(error)) (cluster.Source, error) {
+// open returns a source. onError hears of its failures, those of single objects included, from several goroutines.
+func (f *sourceFlags) open(log *slog.Logger, onError func(cluster.Kind, error)) (cluster.Source, error) {
 	if f.manifests != "" {
 		return manifests.New(f.manifests, log)
 	}
 	s, err := apiserver.New(apiserver.Config{
 		Kubeconfig: f.kubeconfig, Context: f.context, UserAgent: "ropewalk/" + buildVersion(), Log: log,
-		OnError: func(_ cluster.Kind, err error) { onError(err) },
+		OnError: onError,
 	})
 	if err != nil && f.kubeconfig == "" {
 		return nil, fmt.Errorf("%w; give --kubeconfig FILE or --manifests DIR", err)
@@ -68,7 +68,7 @@ func (o *once) read(ctx context.Context, interest cluster.Interest, sink cluster
 	var mu sync.Mutex
 	var last error
 	quiet := slog.New(slog.DiscardHandler) // it is the error that tells
-	source, err := o.open(quiet, func(err error) {
+	source, err := o.open(quiet, func(_ cluster.Kind, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		last = err

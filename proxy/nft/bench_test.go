@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -65,10 +65,9 @@ func TestLargeListing(t *testing.T) {
 }
 
 func cost(t *testing.T, n, k int) {
-	runtime.GC()
+	debug.FreeOSMemory()
 	fs := cluster(n, k)
 	x := New(testNode())
-	defer x.Close()
 	report := func(what string, f func()) {
 		wall, cpu := time.Now(), cpuTime()
 		f()
@@ -80,10 +79,26 @@ func cost(t *testing.T, n, k int) {
 	changes(t, x, fs, "one endpoint replaced", func(i, k int) int { return k })
 	changes(t, x, fs, "one endpoint more", func(i, k int) int { return k + 1 })
 	changes(t, x, fs, "one endpoint less", func(i, k int) int { return k - 1 })
+	x.Close()
+	x = nil // as if it had ended
+	debug.FreeOSMemory()
 	y := New(testNode())
 	defer y.Close()
-	report("a new agent makes the table anew", func() { apply(t, y, Change{Put: fs}) })
-	report("that again", func() { node := testNode(); apply(t, y, Change{Node: &node}) })
+	report("a new agent finds all as it should be", func() { apply(t, y, Change{Put: fs}) })
+	report("another interface", func() { n := testNode(); n.Interfaces = []string{"cni0"}; apply(t, y, Change{Node: &n}) })
+	report("nothing to repair", func() {
+		netns.Run(t, "nft", fmt.Sprintf("add table ip somebodys%d", n))
+		if repaired, err := y.Check(); repaired || err != nil {
+			t.Error(repaired, err)
+		}
+	})
+	report("1000 looks whether there is something", func() {
+		for range 1000 {
+			if repaired, err := y.Check(); repaired || err != nil {
+				t.Error(repaired, err)
+			}
+		}
+	})
 	report("nft list ruleset", func() { netns.Run(t, "nft", "list", "ruleset") })
 	if err := Remove(); err != nil {
 		t.Fatal(err)

@@ -182,9 +182,8 @@ func last(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// intervals returns the elements of a set of ranges of single addresses: the first address of each, and the first behind it, each
-// followed by a byte that tells which it is. Ranges that touch are made one.
-func (s *state) intervals(ps []netip.Prefix) []byte {
+// ranges returns the elements of a set of ranges of single addresses: the first and the last of each. Ranges that touch are made one.
+func (s *state) ranges(ps []netip.Prefix) []byte {
 	var own []netip.Prefix
 	for _, p := range ps {
 		if p.Addr().Is4() == s.is4() {
@@ -192,15 +191,21 @@ func (s *state) intervals(ps []netip.Prefix) []byte {
 		}
 	}
 	var out []byte
-	own = outermost(own)
-	for i, p := range own {
-		if i == 0 || last(own[i-1]).Next() != p.Addr() {
-			out = append(putAddr(out, p.Addr()), 0)
+	for _, p := range outermost(own) {
+		if n := len(out) - s.size; n > 0 {
+			before, _ := netip.AddrFromSlice(out[n:])
+			if before.Next() == p.Addr() {
+				copy(out[n:], last(p).AsSlice())
+				continue
+			}
 		}
-		end := last(p).Next()
-		if end.IsValid() && (i+1 == len(own) || own[i+1].Addr() != end) {
-			out = append(putAddr(out, end), 1)
-		}
+		out = putAddr(putAddr(out, p.Addr()), last(p))
 	}
 	return out
+}
+
+// changeRanges changes a set of ranges of single addresses.
+func (s *state) changeRanges(b *batch, in set, old, new []netip.Prefix) {
+	size := 2 * s.size
+	b.delete[in], b.add[in], _ = difference(inOrder(s.ranges(old), size, size), inOrder(s.ranges(new), size, size))
 }

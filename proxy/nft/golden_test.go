@@ -35,6 +35,7 @@ func TestListing(t *testing.T) {
 			&frontends.Frontend{Key: key(frontends.TCP, addr, 80), ClusterIP: true, Backends: pods(six, 0, 1)},
 			&frontends.Frontend{Key: key(frontends.UDP, addr, 53), ClusterIP: true, Empty: frontends.Drop},
 			&frontends.Frontend{Key: key(frontends.SCTP, addr, 9), ClusterIP: true},
+			&frontends.Frontend{Key: key(frontends.SCTP, addr, 10), ClusterIP: true, Backends: pods(six, 0, 1)},
 			&frontends.Frontend{Key: key(frontends.TCP, addr, 443), ClusterIP: true, Backends: pods(six, 1), Affinity: 3 * time.Hour})
 	}
 	c.Put = append(c.Put,

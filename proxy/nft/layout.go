@@ -37,7 +37,7 @@ const (
 const internalOffset = frontends.MaxBackends + 1
 
 // maxClients is how many clients affinity is kept for in each family; further ones are spread like those of others.
-const maxClients = 1 << 18
+var maxClients uint32 = 1 << 18
 
 type setSpec struct {
 	name     string
@@ -72,6 +72,17 @@ func (f family) specs() [numSets]setSpec {
 		hairpinSet:      {name: "hairpin", key: []nftables.SetDatatype{f.addr, f.addr}},
 	}
 }
+
+// keySize is how many bytes of an element in a batch are its key: in a set of ranges, the first key of them and the last.
+func (s setSpec) keySize() int {
+	if s.interval {
+		return 2 * width(s.key)
+	}
+	return width(s.key)
+}
+
+// size is how many bytes an element has in a batch.
+func (s setSpec) size() int { return s.keySize() + width(s.data) }
 
 // width is how many bytes fields take, each padded to four if there are several.
 func width(fields []nftables.SetDatatype) int {

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"net/netip"
 
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -83,10 +85,13 @@ func (m *message) deleteTable() {
 	m.end()
 }
 
-// deleteRules deletes all rules of the table.
-func (m *message) deleteRules() {
+// deleteRules deletes all rules of a chain, or of the table if there is no name.
+func (m *message) deleteRules(chain string) {
 	m.begin(unix.NFT_MSG_DELRULE, 0)
 	m.text(unix.NFTA_RULE_TABLE, TableName)
+	if chain != "" {
+		m.text(unix.NFTA_RULE_CHAIN, chain)
+	}
 	m.end()
 }
 
@@ -114,24 +119,51 @@ func (m *message) newChain(c chain) {
 		m.number(unix.NFTA_HOOK_PRIORITY, uint32(c.priority))
 		m.close(hook)
 		m.text(unix.NFTA_CHAIN_TYPE, string(c.kind))
+		m.number(unix.NFTA_CHAIN_POLICY, acceptPolicy)
 	}
 	m.end()
 }
 
-func (m *message) newRules(chain string, rs []rule) {
-	for _, r := range rs {
+// newRules appends rules to a chain. Each carries a digest of itself, by which it is known when the kernel is read back: how the
+// kernel lists a rule is not how it was written. nft(8) does not print it.
+func (m *message) newRules(c chain) {
+	for _, r := range c.rules {
+		es, err := m.family.encode(r)
+		m.err = errors.Join(m.err, err)
 		m.begin(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND)
 		m.text(unix.NFTA_RULE_TABLE, TableName)
-		m.text(unix.NFTA_RULE_CHAIN, chain)
-		list := m.nest(unix.NFTA_RULE_EXPRESSIONS)
-		for _, e := range r {
-			b, err := expr.Marshal(byte(m.family.id), e)
-			m.err = errors.Join(m.err, err)
-			m.bytes(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, b)
-		}
-		m.close(list)
+		m.text(unix.NFTA_RULE_CHAIN, c.name)
+		m.bytes(unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, es)
+		m.bytes(unix.NFTA_RULE_USERDATA, append([]byte{userDigest, digestSize}, digest(es)...))
 		m.end()
 	}
+}
+
+// encode returns a rule's expressions as netlink has them.
+func (f family) encode(r rule) ([]byte, error) {
+	m := &message{}
+	for _, e := range r {
+		b, err := expr.Marshal(byte(f.id), e)
+		m.err = errors.Join(m.err, err)
+		m.bytes(unix.NFTA_LIST_ELEM|unix.NLA_F_NESTED, b)
+	}
+	return m.buf, m.err
+}
+
+func digest(encoded []byte) []byte {
+	h := fnv.New64a()
+	_, _ = h.Write(encoded)
+	return h.Sum(nil)
+}
+
+// digests returns what the rules of a chain are known by.
+func (f family) digests(c chain) []string {
+	var out []string
+	for _, r := range c.rules {
+		es, _ := f.encode(r) // newRules says what is wrong with it
+		out = append(out, string(digest(es)))
+	}
+	return out
 }
 
 // Attributes and flags that golang.org/x/sys/unix does not name.
@@ -140,11 +172,16 @@ const (
 	descConcat        = 2    // NFTA_SET_DESC_CONCAT
 	fieldLen          = 1    // NFTA_SET_FIELD_LEN
 	elemKeyEnd        = 10   // NFTA_SET_ELEM_KEY_END
+	setExpr           = 17   // NFTA_SET_EXPR
+	setExpressions    = 18   // NFTA_SET_EXPRESSIONS
 	typeVerdict       = 0xffffff00
 	userKeyByteOrder  = 0 // NFTNL_UDATA_SET_KEYBYTEORDER, of libnftnl, for nft(8) to print by
 	userDataByteOrder = 1
 	hostOrder         = 1
 	networkOrder      = 2
+	userDigest        = 0x52 // in the user data of rules, where libnftnl has types of its own from 0 on, and skips others
+	digestSize        = 8
+	acceptPolicy      = 1 // NF_ACCEPT
 )
 
 func (m *message) newSet(id set, s setSpec) {
@@ -209,15 +246,9 @@ const perMessage = 400
 
 // elements adds or deletes elements, which lie one behind the other.
 func (m *message) elements(id set, s setSpec, list []byte, del bool, chains map[uint32]string) {
-	key, data := width(s.key), width(s.data)
-	size := key + data
-	switch {
-	case id == sourcesSet:
-		size = 2 * key
-	case s.interval:
-		size = key + 1
-	case del:
-		size = key
+	key, size := width(s.key), s.size()
+	if del {
+		size = s.keySize()
 	}
 	typ, flags := uint16(unix.NFT_MSG_NEWSETELEM), uint16(unix.NLM_F_CREATE)
 	if del {
@@ -233,12 +264,13 @@ func (m *message) elements(id set, s setSpec, list []byte, del bool, chains map[
 			e := m.nest(unix.NFTA_LIST_ELEM)
 			m.value(unix.NFTA_SET_ELEM_KEY, list[:key])
 			switch rest := list[key:size]; {
-			case id == sourcesSet:
-				m.value(elemKeyEnd, rest)
+			case s.interval && len(s.key) == 1:
+				m.close(e)
+				m.rangeEnd(rest)
+				list = list[size:]
+				continue
 			case s.interval:
-				if rest[0] != 0 {
-					m.number(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
-				}
+				m.value(elemKeyEnd, rest)
 			case id == variantsMap && !del:
 				m.gotoChain(chains[binary.NativeEndian.Uint32(list)])
 			case len(rest) > 0:
@@ -250,6 +282,18 @@ func (m *message) elements(id set, s setSpec, list []byte, del bool, chains map[
 		m.close(all)
 		m.end()
 	}
+}
+
+// rangeEnd is the element behind the last address of a range, of which there is none at the very end.
+func (m *message) rangeEnd(last []byte) {
+	a, _ := netip.AddrFromSlice(last)
+	if a = a.Next(); !a.IsValid() {
+		return
+	}
+	e := m.nest(unix.NFTA_LIST_ELEM)
+	m.value(unix.NFTA_SET_ELEM_KEY, a.AsSlice())
+	m.number(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
+	m.close(e)
 }
 
 func (m *message) value(typ uint16, b []byte) {
@@ -266,80 +310,4 @@ func (m *message) gotoChain(name string) {
 	m.text(unix.NFTA_VERDICT_CHAIN, name)
 	m.close(verdict)
 	m.close(data)
-}
-
-// socket is a netlink socket for transactions.
-type socket struct{ fd int }
-
-func openSocket() (*socket, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return nil, fmt.Errorf("netlink socket: %w", err)
-	}
-	// A transaction leaves in one piece, as it must. This is a limit; nothing is allocated.
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 1<<29); err != nil {
-		_ = unix.Close(fd)
-		return nil, fmt.Errorf("netlink socket's buffer: %w", err)
-	}
-	return &socket{fd}, nil
-}
-
-func (s *socket) close() { _ = unix.Close(s.fd) }
-
-// errNoAnswer says that the kernel did not say how a transaction went.
-var errNoAnswer = errors.New("no answer from nftables")
-
-// commit sends what write puts into a batch, as one transaction. The kernel has done it, or has not, when it returns.
-func (s *socket) commit(f family, size int, write func(*message) error) error {
-	m := &message{family: f, buf: make([]byte, 0, size)}
-	m.raw(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, batchSubsystem)
-	m.end()
-	if err := errors.Join(write(m), m.err); err != nil {
-		return err
-	}
-	// The last one's answer is enough, since answers of those that fail come unasked.
-	binary.NativeEndian.PutUint16(m.buf[m.at+6:], binary.NativeEndian.Uint16(m.buf[m.at+6:])|unix.NLM_F_ACK)
-	last := m.seq
-	m.raw(unix.NFNL_MSG_BATCH_END, 0, unix.AF_UNSPEC, batchSubsystem)
-	m.end()
-	if err := unix.Sendto(s.fd, m.buf, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("sending %d bytes: %w", len(m.buf), err)
-	}
-	return s.answers(last)
-}
-
-// answers reads what the kernel has said of a batch, all of which waits there when it is sent.
-func (s *socket) answers(last uint32) error {
-	buf := make([]byte, 1<<14)
-	done := errNoAnswer
-	var failed error
-	for {
-		n, _, err := unix.Recvfrom(s.fd, buf, unix.MSG_DONTWAIT)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if errors.Is(err, unix.EAGAIN) {
-			return errors.Join(failed, done)
-		}
-		if err != nil {
-			return fmt.Errorf("reading answers: %w", err)
-		}
-		for b := buf[:n]; len(b) >= unix.NLMSG_HDRLEN+4; {
-			size := int(binary.NativeEndian.Uint32(b))
-			if size < unix.NLMSG_HDRLEN+4 || size > len(b) {
-				break
-			}
-			if binary.NativeEndian.Uint16(b[4:]) == unix.NLMSG_ERROR {
-				errno := -int32(binary.NativeEndian.Uint32(b[unix.NLMSG_HDRLEN:]))
-				seq := binary.NativeEndian.Uint32(b[8:])
-				if errno != 0 && failed == nil {
-					failed = fmt.Errorf("message %d: %w", seq, unix.Errno(errno))
-				}
-				if seq == last {
-					done = nil
-				}
-			}
-			b = b[min(len(b), (size+3)&^3):]
-		}
-	}
 }

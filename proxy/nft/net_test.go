@@ -68,6 +68,24 @@ func network(t *testing.T, pods int) {
 			t.Fatal(err)
 		}
 	}
+	for i := range pods {
+		reaches(t, fmt.Sprintf("pod%d", i), gateway4, gateway6)
+	}
+	reaches(t, "outside", nodeAddr4, nodeAddr6)
+}
+
+// reaches waits until a namespace reaches its gateways: the kernel drops packets until it has noticed, at its leisure, that a new link is
+// up.
+func reaches(t *testing.T, ns string, gateways ...string) {
+	t.Helper()
+	for _, a := range gateways {
+		for range 100 {
+			server, _, err := askFor(t, 100*time.Millisecond, ns, "tcp", net.JoinHostPort(a, "1"))
+			if outcome(server, err) == "refused" {
+				break
+			}
+		}
+	}
 }
 
 // serve answers connections and datagrams at an address in a namespace with its name and the client's address.
@@ -118,14 +136,19 @@ func serve(t *testing.T, ns, addr string) {
 // second the error is a timeout.
 func ask(t *testing.T, ns, network, addr string) (server, client string, err error) {
 	t.Helper()
+	return askFor(t, time.Second, ns, network, addr)
+}
+
+func askFor(t *testing.T, patience time.Duration, ns, network, addr string) (server, client string, err error) {
+	t.Helper()
 	run := func() {
 		var c net.Conn
-		c, err = net.DialTimeout(network, addr, time.Second)
+		c, err = net.DialTimeout(network, addr, patience)
 		if err != nil {
 			return
 		}
 		defer func() { _ = c.Close() }()
-		_ = c.SetDeadline(time.Now().Add(time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		if network == "udp" {
 			if _, err = c.Write([]byte("?")); err != nil {
 				return

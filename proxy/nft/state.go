@@ -1,17 +1,20 @@
 package nft
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
 )
 
-// Node is what the rules need to know of the node they are for. A change of it makes the tables anew.
+// Node is what the rules need to know of the node they are for.
 type Node struct {
 	// Addresses are the node's addresses that take node ports.
 	Addresses []netip.Addr
@@ -27,6 +30,33 @@ type Node struct {
 
 // DefaultMark is kube-proxy's bit, which other software knows to keep its hands off.
 const DefaultMark = 0x4000
+
+// ErrNode is wrapped by what Node's Validate returns.
+var ErrNode = errors.New("invalid node")
+
+// Validate returns nil if n is as the fields' descriptions ask.
+func (n *Node) Validate() error {
+	for _, a := range n.Addresses {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() {
+			return fmt.Errorf("%w: address %v", ErrNode, a)
+		}
+	}
+	for _, p := range slices.Concat(n.ClusterCIDRs, n.ServiceCIDRs) {
+		if !p.IsValid() || p.Addr().Is4In6() {
+			return fmt.Errorf("%w: range %v", ErrNode, p)
+		}
+	}
+	for _, name := range n.Interfaces {
+		// The kernel's limit (IFNAMSIZ); a name and its prefix are comparisons of bytes, and a prefix has at least one.
+		if strings.Trim(name, "*") == "" || len(name) > unix.IFNAMSIZ-1 || strings.ContainsAny(name, "/ \x00") {
+			return fmt.Errorf("%w: interface %q", ErrNode, name)
+		}
+	}
+	if n.Mark&(n.Mark-1) != 0 {
+		return fmt.Errorf("%w: mark %#x is not one bit", ErrNode, n.Mark)
+	}
+	return nil
+}
 
 func (n *Node) mark() uint32 {
 	if n.Mark == 0 {
@@ -55,11 +85,16 @@ type state struct {
 	family
 	node       Node
 	frontends  map[frontends.Key]*placed
-	clusterIPs map[netip.Addr]int // frontends of each
+	nodePorts  map[frontends.Key]struct{} // those of frontends that are node ports
+	clusterIPs map[netip.Addr]int         // frontends of each
 	hairpin    map[netip.Addr]struct{}
-	// variants are numbered as they come to be used. They stay until the table is made anew: there are about as many as there are
+	// variants are numbered as they come to be used. They stay until another agent starts: there are about as many as there are
 	// different numbers of backends.
 	variants map[variant]uint32
+	found    map[string]uint32 // numbers that the kernel has for chains by their names
+	taken    map[uint32]bool   // numbers that new variants may not have: a transaction cannot give one another meaning
+	next     uint32            // the first number that may be free
+	count    [numSets]int      // elements
 }
 
 // placed is a frontend as it is in the kernel.
@@ -76,17 +111,21 @@ func (p *placed) there() bool { return p.Port != 0 }
 
 func newState(f family, n Node) *state {
 	return &state{
-		family: f, node: n, frontends: map[frontends.Key]*placed{}, clusterIPs: map[netip.Addr]int{},
-		hairpin: map[netip.Addr]struct{}{}, variants: map[variant]uint32{},
+		family: f, node: n, frontends: map[frontends.Key]*placed{}, nodePorts: map[frontends.Key]struct{}{},
+		clusterIPs: map[netip.Addr]int{}, hairpin: map[netip.Addr]struct{}{}, variants: map[variant]uint32{}, next: variantBase,
 	}
 }
 
-// batch is what a transaction does to the sets, deletions first, and the chains that it needs for that. Keys and data of
-// elements lie one behind the other, all of a set equally long: at 250,000 elements, a struct for each would cost more than
-// all else.
+// batch is what a transaction does, deletions first. Keys and data of elements lie one behind the other, all of a set equally
+// long: at 250,000 elements, a struct for each would cost more than all else.
 type batch struct {
 	delete, add [numSets][]byte
-	variants    []variant
+	dropSets    []string // that are not ours
+	drop        []string // chains that go
+	fill        []chain  // chains that are emptied and filled anew
+	make        []chain
+	anew        bool // the table and its sets are made, too
+	replace     bool // in place of one that is deleted whole
 }
 
 func (b *batch) empty() bool {
@@ -95,16 +134,19 @@ func (b *batch) empty() bool {
 			return false
 		}
 	}
-	return len(b.variants) == 0
+	return !b.anew && len(b.dropSets)+len(b.drop)+len(b.fill)+len(b.make) == 0
 }
 
 // apply makes a change in the state and returns what it means for the kernel.
 func (s *state) apply(c Change) *batch {
 	b := &batch{}
+	if c.Node != nil {
+		s.setNode(b, *c.Node)
+	}
 	for _, k := range c.Delete {
 		if p := s.frontends[k]; p != nil {
 			s.change(b, k, p, absent)
-			delete(s.frontends, k)
+			s.forget(k)
 		}
 	}
 	for _, f := range c.Put {
@@ -117,17 +159,23 @@ func (s *state) apply(c Change) *batch {
 			s.setHairpin(b, a, on)
 		}
 	}
+	for i, spec := range s.specs() {
+		s.count[i] += len(b.add[i])/spec.size() - len(b.delete[i])/spec.keySize()
+	}
 	return b
 }
 
-// note makes a change in the state of a table that is about to be made anew.
+// note makes a change in the state of a table that is about to be read back.
 func (s *state) note(c Change) {
+	if c.Node != nil {
+		s.node = c.Node.clone()
+	}
 	for _, k := range c.Delete {
-		delete(s.frontends, k)
+		s.forget(k)
 	}
 	for _, f := range c.Put {
 		if f.Addr.Is4() == s.is4() {
-			s.frontends[f.Key] = &placed{Frontend: f}
+			s.remember(&placed{Frontend: f})
 		}
 	}
 	for a, on := range c.Hairpin {
@@ -137,23 +185,113 @@ func (s *state) note(c Change) {
 	}
 }
 
+func (s *state) remember(p *placed) {
+	s.frontends[p.Key] = p
+	if p.NodePort() {
+		s.nodePorts[p.Key] = struct{}{}
+	}
+}
+
+func (s *state) forget(k frontends.Key) {
+	delete(s.frontends, k)
+	delete(s.nodePorts, k)
+}
+
 func (s *state) is4() bool { return s.size == 4 }
 
-// all returns the batch that fills an empty table for a node with all that is noted.
-func (s *state) all(n Node) *batch {
+// all returns the batch that fills an empty table with all that is noted. What the kernel holds, if h is not nil, keeps its order
+// and its numbers as far as they are of use.
+func (s *state) all(h *held) *batch {
 	old := *s
-	*s = *newState(s.family, n)
+	*s = *newState(s.family, s.node)
 	b := &batch{}
-	s.numberAll(b, old.frontends)
-	for _, p := range old.frontends {
-		s.put(b, p.Frontend)
+	s.reserve(b, old.frontends)
+	need := map[variant]bool{}
+	if h != nil {
+		s.found, s.taken = h.numbers()
+		for v := range old.variants { // those that were in use stay: it is no repair to take them out
+			need[v] = true
+		}
+	}
+	b.make = s.chains(&s.node)
+	s.numberAll(b, need, old.frontends)
+	for k, p := range old.frontends {
+		have := absent
+		if h != nil {
+			have = h.placed(s, p.Frontend)
+		}
+		p := place(p.Frontend, have)
+		s.change(b, k, absent, p)
+		s.remember(p)
 	}
 	for a := range old.hairpin {
 		s.setHairpin(b, a, true)
 	}
-	b.add[clusterCIDRsSet] = s.intervals(n.ClusterCIDRs)
-	b.add[serviceCIDRsSet] = s.intervals(n.ServiceCIDRs)
+	b.add[clusterCIDRsSet] = s.ranges(s.node.ClusterCIDRs)
+	b.add[serviceCIDRsSet] = s.ranges(s.node.ServiceCIDRs)
+	for i, spec := range s.specs() {
+		s.count[i] = len(b.add[i]) / spec.size()
+	}
 	return b
+}
+
+// reserve makes room for the elements of frontends, where there are many.
+func (s *state) reserve(b *batch, frontends map[frontends.Key]*placed) {
+	var n int
+	for _, p := range frontends {
+		if p.Affinity == 0 && !p.NodePort() {
+			n += len(p.Backends) + len(p.Internal)
+		}
+	}
+	specs := s.specs()
+	b.add[backendsMap] = make([]byte, 0, n*specs[backendsMap].size())
+	b.add[frontendsMap] = make([]byte, 0, len(frontends)*specs[frontendsMap].size())
+}
+
+// setNode changes the node: the ranges that differ, the addresses of node ports, and the chains whose rules differ.
+func (s *state) setNode(b *batch, n Node) {
+	n = n.clone()
+	s.changeRanges(b, clusterCIDRsSet, s.node.ClusterCIDRs, n.ClusterCIDRs)
+	s.changeRanges(b, serviceCIDRsSet, s.node.ServiceCIDRs, n.ServiceCIDRs)
+	old, before := s.nodeAddrs(), s.node
+	s.node = n
+	for k := range s.nodePorts {
+		p := s.frontends[k]
+		for _, a := range old {
+			if !slices.Contains(s.nodeAddrs(), a) {
+				s.changeAt(b, a, k, p, absent)
+			}
+		}
+		for _, a := range s.nodeAddrs() {
+			if !slices.Contains(old, a) {
+				s.changeAt(b, a, k, absent, p)
+			}
+		}
+	}
+	if before.mark() == n.mark() && slices.Equal(before.Interfaces, n.Interfaces) {
+		return
+	}
+	was := s.allChains(&before)
+	for i, c := range s.allChains(&n) {
+		if !slices.Equal(s.digests(c), s.digests(was[i])) {
+			b.fill = append(b.fill, c)
+		}
+	}
+}
+
+func (n Node) clone() Node {
+	n.Addresses, n.Interfaces = slices.Clone(n.Addresses), slices.Clone(n.Interfaces)
+	n.ClusterCIDRs, n.ServiceCIDRs = slices.Clone(n.ClusterCIDRs), slices.Clone(n.ServiceCIDRs)
+	return n
+}
+
+// allChains returns the chains of the table as they are for a node, in the same order for each.
+func (s *state) allChains(n *Node) []chain {
+	cs := s.chains(n)
+	for _, v := range slices.SortedFunc(maps.Keys(s.variants), byName) {
+		cs = append(cs, chain{name: v.chain(), rules: v.rules(s.family, n)})
+	}
+	return cs
 }
 
 func (s *state) put(b *batch, f *frontends.Frontend) {
@@ -167,12 +305,18 @@ func (s *state) put(b *batch, f *frontends.Frontend) {
 		s.change(b, f.Key, old, absent)
 		old = absent
 	}
-	p := &placed{Frontend: f, backends: arrange(old.backends, f.Backends), internal: arrange(old.internal, f.Internal)}
-	if f.Affinity != 0 {
-		p.slots = slots(old.slots, p.backends, p.internal)
-	}
+	p := place(f, old)
 	s.change(b, f.Key, old, p)
-	s.frontends[f.Key] = p
+	s.remember(p)
+}
+
+// place puts a frontend's backends where they are in have, as far as they are there.
+func place(f *frontends.Frontend, have *placed) *placed {
+	p := &placed{Frontend: f, backends: arrange(have.backends, f.Backends), internal: arrange(have.internal, f.Internal)}
+	if f.Affinity != 0 {
+		p.slots = slots(have.slots, p.backends, p.internal)
+	}
+	return p
 }
 
 func (s *state) setHairpin(b *batch, a netip.Addr, on bool) {
@@ -192,23 +336,29 @@ func (s *state) setHairpin(b *batch, a netip.Addr, on bool) {
 
 // change brings what the kernel has for a key from old to new.
 func (s *state) change(b *batch, k frontends.Key, old, new *placed) {
+	for _, a := range s.addrs(k) {
+		s.changeAt(b, a, k, old, new)
+	}
+	s.countClusterIP(b, k.Addr, old.ClusterIP, new.ClusterIP)
+}
+
+// changeAt is change for one of the addresses that a key stands for.
+func (s *state) changeAt(b *batch, a netip.Addr, k frontends.Key, old, new *placed) {
 	list := backendsMap
 	if old.Affinity != 0 || new.Affinity != 0 {
 		list = slotsMap
 	}
 	fromAll, fromInternal := old.variants()
 	toAll, toInternal := new.variants()
-	for _, a := range s.addrs(k) {
-		at := appendWhere(nil, a, k)
-		changeList(b, list, at, 0, old.slots, new.slots, old.backends, new.backends)
-		changeList(b, list, at, internalOffset, old.slots, new.slots, old.internal, new.internal)
-		changeMembers(b, at, old.slots, new.slots)
-		changeSources(b, at, outermost(old.Sources), outermost(new.Sources))
-		changeElement(b, emptySet, at, old.rejects(), new.rejects(), nil, nil)
-		changeElement(b, frontendsMap, at, fromAll != nil, toAll != nil, s.number(b, fromAll), s.number(b, toAll))
-		changeElement(b, internalMap, at, fromInternal != nil, toInternal != nil, s.number(b, fromInternal), s.number(b, toInternal))
-	}
-	s.countClusterIP(b, k.Addr, old.ClusterIP, new.ClusterIP)
+	var room [24]byte
+	at := appendWhere(room[:0], a, k)
+	changeList(b, list, at, 0, old.slots, new.slots, old.backends, new.backends)
+	changeList(b, list, at, internalOffset, old.slots, new.slots, old.internal, new.internal)
+	changeMembers(b, at, old.slots, new.slots)
+	changeSources(b, at, outermost(old.Sources), outermost(new.Sources))
+	changeElement(b, emptySet, at, old.rejects(), new.rejects(), nil, nil)
+	changeElement(b, frontendsMap, at, fromAll != nil, toAll != nil, s.number(b, fromAll), s.number(b, toAll))
+	changeElement(b, internalMap, at, fromInternal != nil, toInternal != nil, s.number(b, fromInternal), s.number(b, toInternal))
 }
 
 // addrs returns the addresses that a key stands for. A node port has elements for each of the node's, so that one lookup
@@ -217,6 +367,10 @@ func (s *state) addrs(k frontends.Key) []netip.Addr {
 	if !k.NodePort() {
 		return []netip.Addr{k.Addr}
 	}
+	return s.nodeAddrs()
+}
+
+func (s *state) nodeAddrs() []netip.Addr {
 	var as []netip.Addr
 	for _, a := range s.node.Addresses {
 		if a.Is4() == s.is4() && !slices.Contains(as, a) {
@@ -250,9 +404,9 @@ func (p *placed) variants() (all, internal *variant) {
 	return all, internal
 }
 
-// numberAll numbers the variants that frontends need by the order of their names, so that the same ones make the same table.
-func (s *state) numberAll(b *batch, frontends map[frontends.Key]*placed) {
-	need := map[variant]bool{}
+// numberAll numbers the variants in need and those of frontends by the order of their names, so that the same ones make the same
+// table.
+func (s *state) numberAll(b *batch, need map[variant]bool, frontends map[frontends.Key]*placed) {
 	for _, p := range frontends {
 		all, internal := p.variants()
 		for _, v := range []*variant{all, internal} {
@@ -261,11 +415,12 @@ func (s *state) numberAll(b *batch, frontends map[frontends.Key]*placed) {
 			}
 		}
 	}
-	byName := func(a, b variant) int { return strings.Compare(a.chain(), b.chain()) }
 	for _, v := range slices.SortedFunc(maps.Keys(need), byName) {
 		s.number(b, &v)
 	}
 }
+
+func byName(a, b variant) int { return strings.Compare(a.chain(), b.chain()) }
 
 // number returns the number of a variant as the data of an element, nil for nil.
 func (s *state) number(b *batch, v *variant) []byte {
@@ -274,9 +429,16 @@ func (s *state) number(b *batch, v *variant) []byte {
 	}
 	n, ok := s.variants[*v]
 	if !ok {
-		n = variantBase + uint32(len(s.variants))
+		n, ok = s.found[v.chain()]
+		if !ok {
+			for s.taken[s.next] {
+				s.next++
+			}
+			n = s.next
+			s.next++
+		}
 		s.variants[*v] = n
-		b.variants = append(b.variants, *v)
+		b.make = append(b.make, chain{name: v.chain(), rules: v.rules(s.family, &s.node)})
 		b.add[variantsMap] = putNumber(b.add[variantsMap], n)
 	}
 	return putNumber(nil, n)

@@ -29,28 +29,21 @@ func (k *kernel) take(t *testing.T, s *state, b *batch) {
 		}
 	}
 	for i, spec := range s.specs() {
-		key, data := width(spec.key), width(spec.data)
-		keyDel, keyAdd := key, key
-		switch {
-		case set(i) == sourcesSet:
-			keyDel, keyAdd = 2*key, 2*key
-		case spec.interval:
-			keyDel, keyAdd = key+1, key+1
-		}
+		key, size := spec.keySize(), spec.size()
 		if k[i] == nil {
 			k[i] = map[string]string{}
 		}
-		each(b.delete[i], keyDel, func(e []byte) {
+		each(b.delete[i], key, func(e []byte) {
 			if _, ok := k[i][string(e)]; !ok {
 				t.Fatalf("%s: deletes %x, which is not there", spec.name, e)
 			}
 			delete(k[i], string(e))
 		})
-		each(b.add[i], keyAdd+data, func(e []byte) {
-			if _, ok := k[i][string(e[:keyAdd])]; ok {
+		each(b.add[i], size, func(e []byte) {
+			if _, ok := k[i][string(e[:key])]; ok {
 				t.Fatalf("%s: adds %x, which is there", spec.name, e)
 			}
-			k[i][string(e[:keyAdd])] = string(e[keyAdd:])
+			k[i][string(e[:key])] = string(e[key:])
 		})
 	}
 }
@@ -61,7 +54,7 @@ func TestRandomChanges(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 2))
 		s := newState(f, testNode())
 		var k kernel
-		k.take(t, s, s.all(testNode()))
+		k.take(t, s, s.all(nil))
 		for range 3000 {
 			c := randomChange(r, f.size == 16)
 			k.take(t, s, s.apply(c))
@@ -76,7 +69,7 @@ func TestRandomChanges(t *testing.T) {
 			again.frontends[key] = p
 		}
 		again.hairpin = maps.Clone(s.hairpin)
-		fresh.take(t, again, again.all(testNode()))
+		fresh.take(t, again, again.all(nil))
 		for i, spec := range s.specs() {
 			switch set(i) {
 			case variantsMap: // those that are no longer used stay
@@ -175,26 +168,27 @@ func TestChangeFollowsTheChange(t *testing.T) {
 	}
 }
 
-func TestIntervals(t *testing.T) {
+func TestRanges(t *testing.T) {
 	s := newState(ipv4, Node{})
 	for _, test := range []struct {
 		in   []string
 		want []string
 	}{
 		{nil, nil},
-		{[]string{"10.0.0.0/8", "fd00::/8"}, []string{"10.0.0.0", "-11.0.0.0"}},
-		{[]string{"10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16"}, []string{"10.0.0.0", "-11.0.0.0"}},
-		{[]string{"0.0.0.0/0"}, []string{"0.0.0.0"}},
-		{[]string{"255.0.0.0/8", "1.2.3.4/32"}, []string{"1.2.3.4", "-1.2.3.5", "255.0.0.0"}},
+		{[]string{"10.0.0.0/8", "fd00::/8"}, []string{"10.0.0.0-10.255.255.255"}},
+		{[]string{"10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16"}, []string{"10.0.0.0-10.255.255.255"}},
+		{[]string{"0.0.0.0/0"}, []string{"0.0.0.0-255.255.255.255"}},
+		{[]string{"255.0.0.0/8", "1.2.3.4/32"}, []string{"1.2.3.4-1.2.3.4", "255.0.0.0-255.255.255.255"}},
 	} {
 		var ps []netip.Prefix
 		for _, p := range test.in {
 			ps = append(ps, netip.MustParsePrefix(p))
 		}
 		var got []string
-		for e := range slices.Chunk(s.intervals(ps), 5) {
-			a, _ := netip.AddrFromSlice(e[:4])
-			got = append(got, []string{"", "-"}[e[4]]+a.String())
+		for e := range slices.Chunk(s.ranges(ps), 8) {
+			first, _ := netip.AddrFromSlice(e[:4])
+			last, _ := netip.AddrFromSlice(e[4:])
+			got = append(got, first.String()+"-"+last.String())
 		}
 		if diff := cmp.Diff(test.want, got); diff != "" {
 			t.Errorf("%v: %s", test.in, diff)

@@ -58,6 +58,7 @@ func TestServices(t *testing.T) {
 			for _, e := range append(endpoints("web", 8080, "pod0"), endpoints("web", 9090, "pod1")...) {
 				r.api.Apply(e)
 			}
+			r.settle()
 		}, []probe{{from: "pod2 outside", to: everywhere, want: "pod0 pod1"}}},
 		{"endpoints that are not ready get nothing, and those that leave only where there are no others", func() {
 			for _, e := range endpoints("web", 9090, "pod1") {
