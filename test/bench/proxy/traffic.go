@@ -129,14 +129,14 @@ func uninterrupted(f func() error) error {
 	}
 }
 
-// await asks an address from a pod until a backend answers there, and returns how often it did, and how often nobody answered.
-func await(ctx context.Context, from *space, to netip.AddrPort, backend byte) (tried, failed int, err error) {
+// await asks an address from a pod until a backend answers there, and returns how often it did, and how often nobody answered for
+// as long as patience.
+func await(ctx context.Context, from *space, to netip.AddrPort, backend byte, patience time.Duration) (tried, failed int, err error) {
 	from.do(func() {
 		for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
 			tried++
 			var got byte
-			// A packet that is lost is not sent again so soon: another connection may come sooner.
-			if got, _, err = exchange(unix.SOCK_STREAM, to, 50*time.Millisecond); err != nil {
+			if got, _, err = exchange(unix.SOCK_STREAM, to, patience); err != nil {
 				failed++
 				continue
 			}
