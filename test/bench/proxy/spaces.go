@@ -88,7 +88,7 @@ func newNetwork() (n network, err error) {
 	}
 	// What conntrack knows of a connection goes soon after it: the tables of all namespaces together are bounded.
 	for name, value := range map[string]string{
-		"ipv4/ip_forward": "1",
+		"ipv4/ip_forward":                          "1",
 		"netfilter/nf_conntrack_tcp_timeout_close": "1", "netfilter/nf_conntrack_tcp_timeout_close_wait": "1",
 		"netfilter/nf_conntrack_tcp_timeout_time_wait": "1", "netfilter/nf_conntrack_udp_timeout": "1",
 	} {
