@@ -87,7 +87,7 @@ func (b *bench) once(ctx context.Context, c *candidate, r *result, first bool) e
 // first measures from the start on.
 func (b *bench) first(ctx context.Context, p *process, r *result, all bool) error {
 	// Rules may drop what is not a service's yet. It is not waited until the packet is sent again.
-	if _, _, err := b.caughtUp(p, 0, 20*time.Millisecond); err != nil {
+	if _, err := b.caughtUp(p, 0, 20*time.Millisecond); err != nil {
 		return err
 	}
 	took := time.Since(p.started)
@@ -128,13 +128,13 @@ func (b *bench) first(ctx context.Context, p *process, r *result, all bool) erro
 	return b.measureChanges(p, r)
 }
 
-// caughtUp waits until the probe is answered by its backend, and returns how often it was tried, and how often nobody answered.
-func (b *bench) caughtUp(p *process, backend byte, patience time.Duration) (tried, failed int, err error) {
-	tried, failed, err = await(p.running, b.client, probeVIP, backend, patience)
+// caughtUp waits until the probe is answered by its backend.
+func (b *bench) caughtUp(p *process, backend byte, patience time.Duration) (asked, error) {
+	a, err := await(p.running, b.client, probeVIP, backend, patience)
 	if err != nil {
 		err = fmt.Errorf("%w\n%s", err, p.said())
 	}
-	return tried, failed, err
+	return a, err
 }
 
 // complete returns an error unless the kernel has all that the API server has.
@@ -160,13 +160,16 @@ func (b *bench) again(ctx context.Context, c *candidate, r *result) error {
 	}
 	defer p.stop()
 	// TCP sends a packet again after a second: one that is lost counts.
-	tried, failed, err := b.caughtUp(p, 1, 900*time.Millisecond)
+	a, err := b.caughtUp(p, 1, 900*time.Millisecond)
 	if err != nil {
 		return err
 	}
 	r.restart.Add(time.Since(p.started))
-	r.tried += tried
-	r.failed += failed
+	r.tried += a.tried
+	r.failed += a.failed
+	if a.failed > 0 {
+		fmt.Fprintf(os.Stderr, "%s, %s: %d of %d connections failed during a restart, the last one: %v\n", b.name(), c.name, a.failed, a.tried, a.why)
+	}
 	if err := p.rest(); err != nil {
 		return err
 	}

@@ -129,25 +129,29 @@ func uninterrupted(f func() error) error {
 	}
 }
 
-// await asks an address from a pod until a backend answers there, and returns how often it did, and how often nobody answered for
-// as long as patience.
-func await(ctx context.Context, from *space, to netip.AddrPort, backend byte, patience time.Duration) (tried, failed int, err error) {
+// asked is how often a service was asked, how often nobody answered, and what was the last reason.
+type asked struct {
+	tried, failed int
+	why           error
+}
+
+// await asks an address from a pod until a backend answers there. Nobody answers who does not for as long as patience.
+func await(ctx context.Context, from *space, to netip.AddrPort, backend byte, patience time.Duration) (a asked, err error) {
 	from.do(func() {
 		for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
-			tried++
-			var got byte
-			if got, _, err = exchange(unix.SOCK_STREAM, to, patience); err != nil {
-				failed++
-				continue
-			}
-			if got == backend {
+			a.tried++
+			got, _, e := exchange(unix.SOCK_STREAM, to, patience)
+			switch {
+			case e != nil:
+				a.failed++
+				a.why = e
+			case got == backend:
 				return
 			}
-			err = fmt.Errorf("%s answers as backend %d", to, got)
 		}
-		err = fmt.Errorf("no answer of backend %d: %w", backend, errors.Join(context.Cause(ctx), err))
+		err = fmt.Errorf("no answer of backend %d: %w", backend, errors.Join(context.Cause(ctx), a.why))
 	})
-	return tried, failed, err
+	return a, err
 }
 
 // path is what connections along one way to a backend were like.
