@@ -43,7 +43,7 @@ bench-dns-scale: tools build stock ## compare with CoreDNS on a large cluster, i
 	$(GO) run ./test/bench/scale -write docs/benchmarks.md $(FLAGS)
 
 .PHONY: bench-proxy
-bench-proxy: tools build stock-proxy ## compare with kube-proxy, into docs/benchmarks.md (root; 12 minutes)
+bench-proxy: tools build stock-proxy ## compare with kube-proxy, into docs/benchmarks.md (root; 14 minutes)
 	$(GO) run ./test/bench/proxy -write docs/benchmarks.md $(FLAGS)
 
 .PHONY: bench-hosts
