@@ -9,7 +9,7 @@ import (
 
 type metrics struct {
 	duration, latency          prometheus.Histogram
-	rivals, refused, repairs   prometheus.Counter
+	rivals, refused            prometheus.Counter
 	deleted, conntrackFailures prometheus.Counter
 	last                       prometheus.Gauge
 }
@@ -35,7 +35,6 @@ func newMetrics(r prometheus.Registerer, p *Proxy) (*metrics, error) {
 			prometheus.ExponentialBuckets(0.01, 2.5, 12)),
 		rivals:            counter("rivals_total", "Services that asked for an address and port that another one has."),
 		refused:           counter("refused_total", "Addresses and ports of services that no rules could be made for."),
-		repairs:           counter("repairs_total", "Times that somebody else had changed the rules, and they were mended."),
 		deleted:           counter("conntrack_deleted_total", "Entries of UDP deleted since they led where no service leads any more."),
 		conntrackFailures: counter("conntrack_failures_total", "Failures to delete such entries."),
 		last: prometheus.NewGauge(prometheus.GaugeOpts(opts("last_sync_timestamp_seconds",
@@ -45,7 +44,7 @@ func newMetrics(r prometheus.Registerer, p *Proxy) (*metrics, error) {
 		return m, nil
 	}
 	var err error
-	for _, c := range []prometheus.Collector{m.duration, m.latency, m.rivals, m.refused, m.repairs, m.deleted, m.conntrackFailures, m.last, &collector{p: p}} {
+	for _, c := range []prometheus.Collector{m.duration, m.latency, m.rivals, m.refused, m.deleted, m.conntrackFailures, m.last, &collector{p: p}} {
 		err = errors.Join(err, r.Register(c))
 	}
 	return m, err
@@ -75,19 +74,22 @@ var (
 	endpointsDesc    = prometheus.NewDesc("ropewalk_proxy_endpoints", "Endpoints that answer, as their slices have them.", nil, nil)
 	elementsDesc     = prometheus.NewDesc("ropewalk_proxy_elements", "Elements of the tables' maps and sets.", []string{"set"}, nil)
 	transactionsDesc = prometheus.NewDesc("ropewalk_proxy_transactions_total", "Transactions that the kernel took.", nil, nil)
+	healthDesc       = prometheus.NewDesc("ropewalk_proxy_health_failures_total", "Failures to listen at a healthCheckNodePort.", nil, nil)
+	repairsDesc      = prometheus.NewDesc("ropewalk_proxy_repairs_total", "Times that the rules were not what they should have been, and were mended.", nil, nil)
 	failuresDesc     = prometheus.NewDesc("ropewalk_proxy_transaction_failures_total", "Transactions that the kernel refused.", nil, nil)
 )
 
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{pendingDesc, frontendsDesc, servicesDesc, endpointsDesc, elementsDesc, transactionsDesc, failuresDesc} {
+	for _, d := range []*prometheus.Desc{pendingDesc, frontendsDesc, servicesDesc, endpointsDesc, elementsDesc, transactionsDesc, failuresDesc, repairsDesc, healthDesc} {
 		ch <- d
 	}
 }
 
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	c.p.mu.Lock()
-	n, pending, stats := c.p.builder.Counts(), c.p.builder.Pending(), c.p.stats
+	n, pending := c.p.builder.Counts(), c.p.builder.Pending()
 	c.p.mu.Unlock()
+	stats := c.p.tables.Stats()
 	gauge := func(d *prometheus.Desc, v int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
@@ -98,6 +100,11 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for set, n := range stats.Elements {
 		gauge(elementsDesc, n, set)
 	}
-	ch <- prometheus.MustNewConstMetric(transactionsDesc, prometheus.CounterValue, float64(stats.Transactions))
-	ch <- prometheus.MustNewConstMetric(failuresDesc, prometheus.CounterValue, float64(stats.Failures))
+	counter := func(d *prometheus.Desc, v int) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	}
+	counter(transactionsDesc, stats.Transactions)
+	counter(failuresDesc, stats.Failures)
+	counter(repairsDesc, stats.Repairs)
+	counter(healthDesc, int(c.p.servers.Failures()))
 }

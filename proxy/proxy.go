@@ -63,7 +63,6 @@ type Proxy struct {
 	waiting time.Time // since when there are changes that are not in the kernel; zero if there are none
 	synced  time.Time // when the kernel was last known to be right; zero before
 	failure error     // of the last transaction
-	stats   nft.Stats
 
 	// What only Run uses.
 	tables    *nft.Tables
@@ -87,6 +86,7 @@ func New(c Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		config: c, kick: make(chan struct{}, 1), started: time.Now(), node: node,
+		tables:  nft.New(node),
 		builder: frontends.New(frontends.Options{NodeName: c.NodeName, MasqueradeAll: c.MasqueradeAll}),
 	}
 	p.servers = health.NewServers(c.Log, p.healthNode().Healthy)
@@ -147,7 +147,6 @@ const (
 
 // Run keeps the kernel right until ctx ends. What is in the kernel stays there. It is for one call.
 func (p *Proxy) Run(ctx context.Context) error {
-	p.tables = nft.New(p.node)
 	defer p.tables.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -158,7 +157,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	wg.Go(func() { p.cleaner.run(ctx) })
 	wg.Go(func() { p.servers.Run(ctx) })
 
-	check := time.NewTicker(checkPause)
+	check := time.NewTimer(checkPause)
 	defer check.Stop()
 	pause := minRetry
 	for {
@@ -166,7 +165,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-check.C:
+			begun := time.Now()
 			p.check()
+			check.Reset(max(checkPause, 50*time.Since(begun))) // it may be other software's rules that change all the time
 			continue
 		case <-p.kick:
 		}
@@ -229,15 +230,18 @@ func (p *Proxy) sync() error {
 	p.metrics.pass(time.Since(begun), err, d.Triggers, p.started)
 	p.cleaner.note(d)
 	p.tellHealth(d)
-	stats := p.tables.Stats()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.failure, p.stats = err, stats
+	p.failure = err
 	if err != nil {
 		if p.waiting.IsZero() || since.Before(p.waiting) {
 			p.waiting = since
 		}
 		return err
+	}
+	if p.synced.IsZero() {
+		n := p.builder.Counts()
+		p.config.Log.Info("all services are in the kernel", "services", n.Services, "frontends", n.Frontends, "endpoints", n.Endpoints, "took", time.Since(begun))
 	}
 	p.synced = time.Now()
 	return nil
@@ -265,7 +269,6 @@ func (p *Proxy) check() {
 		p.wake()
 	case repaired:
 		p.config.Log.Warn("somebody else had changed our rules; they are as they should be again")
-		p.metrics.repairs.Inc()
 	}
 }
 
@@ -285,5 +288,9 @@ func (p *Proxy) nodeNow() nft.Node {
 			return !slices.ContainsFunc(p.config.NodePortCIDRs, func(c netip.Prefix) bool { return c.Contains(a) })
 		})
 	}
+	// What the API takes and packets cannot have is left out.
+	n.Addresses = slices.DeleteFunc(n.Addresses, func(a netip.Addr) bool { return a.Is4In6() || a.Zone() != "" || a.IsUnspecified() })
+	odd := func(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4In6() }
+	n.ClusterCIDRs, n.ServiceCIDRs = slices.DeleteFunc(slices.Clone(n.ClusterCIDRs), odd), slices.DeleteFunc(n.ServiceCIDRs, odd)
 	return n
 }

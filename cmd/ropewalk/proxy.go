@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ropewalk-net/ropewalk/proxy"
+	"github.com/ropewalk-net/ropewalk/proxy/cleanup"
 	"github.com/ropewalk-net/ropewalk/proxy/health"
 	"github.com/ropewalk-net/ropewalk/proxy/nft"
 )
@@ -61,7 +62,7 @@ While the API server is away the kernel goes on with what was last known; ropewa
 				return err
 			}
 			a.age(s.Age)
-			a.handle("GET /proxyMode", health.Metrics(a.registry))
+			a.handle("GET /proxyMode", health.Mode())
 			if err := f.health(&a, p); err != nil {
 				return err
 			}
@@ -169,8 +170,8 @@ func newCleanupProxy() *cobra.Command {
 but connections that are there go on. Run it when "ropewalk proxy" has ended for good. It is no error that
 there is nothing to remove.
 
-With --kube-proxy it removes what kube-proxy has left, and nothing of ours: its nftables tables, its chains of iptables and the
-rules that lead there, its virtual servers of IPVS. Run that when kube-proxy has ended; what is not kube-proxy's stays.
+With --kube-proxy it removes what kube-proxy has left, and nothing of ours: its nftables tables, its chains of iptables and
+the rules that lead there, its virtual servers of IPVS. Run that when kube-proxy has ended; what is not kube-proxy's stays.
 
 What is removed is printed, a line each.`,
 		Example: `  ropewalk cleanup proxy
@@ -180,11 +181,24 @@ What is removed is printed, a line each.`,
 			if kubeProxy {
 				return cleanupKubeProxy(cmd)
 			}
-			return nft.Remove()
+			if err := nft.Remove(); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "tables ip ropewalk and ip6 ropewalk")
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&kubeProxy, "kube-proxy", false, "remove what kube-proxy has left instead")
 	return cmd
 }
 
-func cleanupKubeProxy(cmd *cobra.Command) error { return errors.New("not yet") }
+// cleanupKubeProxy prints what it removes, also if it cannot remove all.
+func cleanupKubeProxy(cmd *cobra.Command) error {
+	removed, err := cleanup.KubeProxy(cmd.Context())
+	for _, r := range removed {
+		if _, err := fmt.Fprintln(cmd.OutOrStdout(), r); err != nil {
+			return err
+		}
+	}
+	return err
+}

@@ -61,8 +61,8 @@ func iptablesNFT(ctx context.Context) (removed []string, err error) {
 	return removed, nil
 }
 
-// removeChains removes kube-proxy's chains from a table: first the ways in, in one transaction, then what is in them, for they go to one
-// another, then themselves. It returns the names of those that are gone.
+// removeChains removes kube-proxy's chains from a table: first the ways in, in one transaction, then what is in them, for they go
+// to one another, then themselves. It returns the names of those that are gone.
 func removeChains(ctx context.Context, conn *nftables.Conn, t *nftables.Table) (removed []string, err error) {
 	all, err := conn.ListChainsOfTableFamily(t.Family)
 	if err != nil {

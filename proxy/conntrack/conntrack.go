@@ -35,6 +35,8 @@ const walks = 4
 // the kernel's nf_conntrack_netlink.
 //
 // An entry that was made anew after stale has seen it is not deleted, nor is its like in another zone.
+//
+// The kernel takes 1 to 2 us for each entry of the table: it is for many changes at a time, and for those that can make flows stale.
 func Delete(stale func(Flow) bool) (deleted int, err error) {
 	w := walker{buf: make([]byte, 1<<16)} // the kernel's messages have 32 KiB at most
 	if w.dump, err = open(); err != nil {
@@ -93,7 +95,7 @@ type walker struct {
 // family walks through one family's entries.
 func (w *walker) family(family byte, stale func(Flow) bool) error {
 	err := w.again(family, true, stale)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) { // a kernel that has no such filter: protocols are looked at here, too
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) { // no such filter: protocols are looked at here, too
 		err = w.again(family, false, stale)
 	}
 	return err

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -28,6 +29,12 @@ const (
 func track(t *testing.T) {
 	t.Helper()
 	netns.NeedCommand(t, "nft")
+	// The kernel makes an IPv6 address's route some time after the address.
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(netns.Run(t, "ip", "-6", "route", "show", "table", "local"), node6); {
+		if time.Sleep(time.Millisecond); time.Now().After(deadline) {
+			t.Fatal("no route to ", node6)
+		}
+	}
 	netns.Batch(t, "", "route add 10.96.0.0/16 dev lo src "+node4+"\nroute add fd00:96::/64 dev lo src "+node6+"\n")
 	nft(t, `
 		table inet services {

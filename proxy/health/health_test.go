@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
@@ -263,7 +262,7 @@ func TestCrowd(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	t.Logf("%d goroutines, at most %d; heap %d and %d KiB", goroutines, most, before.HeapAlloc>>10, after.HeapAlloc>>10)
-	if most > goroutines+maxConns+maxEnding+8 { // some are this test's own
+	if most > goroutines+2*(maxConns+maxEnding) { // some are at their very end, some are the test's own
 		t.Errorf("%d goroutines, and then up to %d", goroutines, most)
 	}
 	_ = conns[0].SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -326,18 +325,5 @@ func TestNode(t *testing.T) {
 			}
 		}
 		server.Close()
-	}
-}
-
-func TestMetrics(t *testing.T) {
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ropewalk_test"}, func() float64 { return 7 }))
-	server := httptest.NewServer(Metrics(registry))
-	defer server.Close()
-	for path, want := range map[string]string{"/proxyMode": "nftables", "/healthz": "ok", "/metrics": "# HELP ropewalk_test \n# TYPE ropewalk_test gauge\nropewalk_test 7\n"} {
-		resp := get(t, server.URL+path)
-		if got := text(resp); resp.StatusCode != 200 || got != want || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
-			t.Errorf("%s: %d %q, want %q", path, resp.StatusCode, got, want)
-		}
 	}
 }

@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // State is what is known of this node.
@@ -72,18 +69,11 @@ func (n Node) answer(w http.ResponseWriter, whetherLeaving bool) {
 	_, _ = w.Write(out)
 }
 
-// Metrics serves what kube-proxy has at port 10249: /metrics, /proxyMode, and a /healthz that says that somebody is there.
-func Metrics(from prometheus.Gatherer) http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(from, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
-	text := func(path, body string) {
-		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-			w.Header().Set("X-Content-Type-Options", "nosniff")
-			fmt.Fprint(w, body)
-		})
-	}
-	text("/healthz", "ok")
-	text("/proxyMode", "nftables")
-	return mux
+// Mode serves what kube-proxy says at /proxyMode, port 10249. Others ask there which rules to expect.
+func Mode() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		fmt.Fprint(w, "nftables")
+	})
 }

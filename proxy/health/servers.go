@@ -177,8 +177,8 @@ type failure struct {
 	delay time.Duration
 }
 
-// reconcile closes servers that are not wanted, then opens those that are, so that an address can change hands. It returns when to try again
-// what has failed, zero if nothing has.
+// reconcile closes servers that are not wanted, then opens those that are. It returns when to try again what has failed, zero if
+// nothing has.
 func (r *runner) reconcile(ctx context.Context, now time.Time) (next time.Time) {
 	wanted := r.wanted()
 	for at, srv := range r.open {
@@ -251,6 +251,16 @@ func (s *Servers) owner(port uint16) (key cluster.Key, endpoints int) {
 	return key, s.checks[key].LocalEndpoints
 }
 
+// answer is kube-proxy's, to the tab.
+const answer = `{
+	"service": {
+		"namespace": %q,
+		"name": %q
+	},
+	"localEndpoints": %d,
+	"serviceProxyHealthy": %v
+}`
+
 // handler answers for whoever has a port.
 func (s *Servers) handler(port uint16) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -263,8 +273,7 @@ func (s *Servers) handler(port uint16) http.Handler {
 		if n == 0 || !healthy {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
-		fmt.Fprintf(w, "{\n\t\"service\": {\n\t\t\"namespace\": %q,\n\t\t\"name\": %q\n\t},\n\t\"localEndpoints\": %d,\n\t\"serviceProxyHealthy\": %v\n}",
-			key.Namespace, key.Name, n, healthy)
+		fmt.Fprintf(w, answer, key.Namespace, key.Name, n, healthy)
 	})
 }
 

@@ -2,8 +2,9 @@
 // every service and whose maps are written through netlink, a transaction for all that changed. docs/proxy-rules.md shows them
 // and what a packet passes.
 //
-// state.go decides, without a kernel, what a change means for the elements of the sets; layout.go says what sets and chains
-// there are; table.go makes transactions of that, and message.go writes them.
+// state.go decides, without a kernel, what a change means for the elements of the sets, and compare.go what is to be changed in a
+// table that was found; layout.go says what sets and chains there are; dump.go understands what the kernel lists, and message.go
+// writes what it is told; socket.go carries both. table.go makes transactions of that.
 //
 // What an operator sees is part of the interface: nft list ruleset prints every rule, with the nft(8) 1.0.6 of Debian 12, too.
 //

@@ -123,8 +123,11 @@ type variant struct {
 var dropAll = variant{}
 
 func (v variant) chain() string {
-	if v == dropAll {
+	switch {
+	case v == dropAll:
 		return "drop-all"
+	case v.count == 0:
+		return "guarded"
 	}
 	name := fmt.Sprintf("pick-%d", v.count)
 	switch v.masquerade {
@@ -155,6 +158,9 @@ func (v variant) rules(f family, n *Node) []rule {
 	}
 	if v.guarded {
 		rs = append(rs, join(load(f.saddr(), f.daddr(), l4proto, dport), notIn("sources"), drop()))
+	}
+	if v.count == 0 { // as if no frontend had been found: it is rejected later
+		return rs
 	}
 	switch v.masquerade {
 	case frontends.Outside:
@@ -216,6 +222,10 @@ func (f family) chains(n *Node) []chain {
 		}
 		return rs
 	}
+	var outside []rule
+	if n.knowsPods(f) {
+		outside = append(fromCluster(ret()), n.setMark())
+	}
 	one := func(parts ...[]expr.Any) rule { return join(parts...) }
 	dispatch := func(name string) []rule {
 		return []rule{one(where, through(name), setPriority()), one(load(priority), vmap("variants"))}
@@ -234,7 +244,7 @@ func (f family) chains(n *Node) []chain {
 			one(reject(rejectUnreachable, f.portUnreachable())),
 		}},
 		{name: "undelivered", rules: undelivered},
-		{name: "mark-outside", rules: append(fromCluster(ret()), n.setMark())},
+		{name: "mark-outside", rules: outside},
 		{name: "internal", rules: dispatch("internal")},
 		{name: "services", rules: dispatch("frontends")},
 		{name: "nat-prerouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPrerouting, priority: -100,

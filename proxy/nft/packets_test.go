@@ -199,7 +199,7 @@ func TestSources(t *testing.T) {
 	}
 }
 
-// TestInterfaces tells pods by the interface that they come in at: their addresses are kept.
+// TestInterfaces tells pods by the interface that they come in at: their addresses are kept, as all are if there is nothing to tell by.
 func TestInterfaces(t *testing.T) {
 	if !netns.Enter(t) {
 		return
@@ -208,7 +208,7 @@ func TestInterfaces(t *testing.T) {
 	for _, test := range []struct {
 		names []string
 		kept  [2]bool // the addresses of pod0 and pod1
-	}{{nil, [2]bool{}}, {[]string{"veth"}, [2]bool{}}, {[]string{"veth0"}, [2]bool{true, false}}, {[]string{"veth*"}, [2]bool{true, true}}} {
+	}{{nil, [2]bool{true, true}}, {[]string{"veth"}, [2]bool{}}, {[]string{"veth0"}, [2]bool{true, false}}, {[]string{"veth*"}, [2]bool{true, true}}} {
 		n := testNode()
 		n.ClusterCIDRs, n.Interfaces = nil, test.names
 		c := Change{Node: &n}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
@@ -318,6 +319,72 @@ func TestSmallRepair(t *testing.T) {
 	if s := x.Stats(); s.Repairs != 1 || s.Failures != 0 || s.Transactions != 3 {
 		t.Errorf("%+v", s)
 	}
+}
+
+// TestStrangers starts agents while other software changes rules of its own without a pause.
+func TestStrangers(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := New(testNode())
+	t.Cleanup(x.Close)
+	if repaired, err := x.Check(); repaired || err != nil || generation(t) != 1 {
+		t.Errorf("before the first Apply: repaired %v, %v", repaired, err)
+	}
+	fs := cluster(500, 3)
+	apply(t, x, Change{Put: fs})
+	want := contents(t)
+	stop, stopped := make(chan struct{}), make(chan error)
+	go func() {
+		var err error
+		for done := false; !done && err == nil; {
+			c, e := nftables.New()
+			if err = e; err == nil {
+				theirs := c.AddTable(&nftables.Table{Name: "theirs", Family: nftables.TableFamilyIPv4})
+				c.DelTable(theirs)
+				err = c.Flush()
+			}
+			select {
+			case <-stop:
+				done = true
+			default:
+			}
+		}
+		stopped <- err
+	}()
+	begin := generation(t)
+	for i := 0; i < 30 || generation(t) < begin+100; i++ {
+		if i%2 == 0 { // else there is nothing to change
+			spoil(t, "add rule ip ropewalk services drop; flush map ip ropewalk backends")
+		}
+		x.Close()
+		x = New(testNode())
+		apply(t, x, Change{Put: fs})
+		apply(t, x, Change{Put: []*frontends.Frontend{withOneLess(fs[i%len(fs)])}})
+		apply(t, x, Change{Put: fs[i%len(fs):][:1]})
+	}
+	close(stop)
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	e := &evolving{node: testNode(), frontends: map[frontends.Key]*frontends.Frontend{}}
+	for _, f := range fs {
+		e.frontends[f.Key] = f
+	}
+	if _, err := x.Check(); err != nil {
+		t.Fatal(err)
+	}
+	x.Close()
+	e.start(t) // takes out the variant that is no longer in use
+	if diff := cmp.Diff(want, contents(t)); diff != "" {
+		t.Errorf("%s", diff)
+	}
+}
+
+func withOneLess(f *frontends.Frontend) *frontends.Frontend {
+	less := *f
+	less.Backends = f.Backends[1:]
+	return &less
 }
 
 // TestFailureIsSeen sends a transaction that fails, in messages longer than an answer is read in.

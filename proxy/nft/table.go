@@ -17,6 +17,7 @@ import (
 type Tables struct {
 	families [2]*table
 	link     *link
+	applied  bool // there was an Apply: what is there is for us to say
 }
 
 // Stats are for metrics.
@@ -43,12 +44,14 @@ func New(n Node) *Tables {
 // the error is returned, packets see what was there before, and the next Apply, which may be of an empty Change, tries again
 // with all that was to change since.
 //
-// Frontends that are invalid (frontends.ErrInvalid), or a node (ErrNode), are left as they were; all else is done.
+// Frontends that are invalid (frontends.ErrInvalid), or a node (ErrNode), are left as they were, and all else is done. Without a
+// valid node from New on, nothing is.
 func (t *Tables) Apply(c Change) error {
 	errs := []error{c.validate()}
 	if err := t.families[0].node.Validate(); c.Node == nil && err != nil {
 		return errors.Join(append(errs, err)...)
 	}
+	t.applied = true
 	for _, f := range t.families {
 		errs = append(errs, f.apply(c))
 	}
@@ -81,8 +84,12 @@ func (c *Change) validate() error {
 
 // Check asks the kernel for the number of its last transaction. If that was not one of ours, it reads the tables back and changes
 // what is not as it should be; it returns whether anything was not. Without that it takes some microseconds; with it, time that
-// grows with the tables, so that a caller among software that changes rules all the time should pause between calls.
+// grows with the tables, so that a caller among software that changes rules all the time should pause between calls. Before the
+// first Apply it does nothing.
 func (t *Tables) Check() (bool, error) {
+	if !t.applied {
+		return false, nil
+	}
 	var repaired bool
 	errs := []error{t.link.doubt()}
 	for _, f := range t.families {

@@ -29,10 +29,14 @@ import (
 	"github.com/ropewalk-net/ropewalk/hostsmgr/hostsfile"
 	"github.com/ropewalk-net/ropewalk/hostsmgr/links"
 	"github.com/ropewalk-net/ropewalk/hostsmgr/nri"
+	"github.com/ropewalk-net/ropewalk/proxy"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
-const hostsDoc = root + "/docs/hosts.md"
+const (
+	hostsDoc = root + "/docs/hosts.md"
+	proxyDoc = root + "/docs/proxy.md"
+)
 
 // binaryEnv names a bin/ropewalk that is there already, as ROPEWALK_TEST_COREDNS does for coredns.
 const binaryEnv = "ROPEWALK_TEST_ROPEWALK"
@@ -57,11 +61,12 @@ func binary(t *testing.T) string {
 	return b
 }
 
-// TestHostsCommands runs each command of the console blocks of docs/hosts.md.
-func TestHostsCommands(t *testing.T) {
+// TestCommands runs each command of the console blocks of docs/hosts.md and docs/proxy.md.
+func TestCommands(t *testing.T) {
 	b := binary(t)
-	commands := console(t, hostsDoc)
-	if len(commands) < 2 {
+	netns.Need(t, os.Geteuid() == 0, "network namespaces need root")
+	commands := append(console(t, hostsDoc), console(t, proxyDoc)...)
+	if len(commands) < 3 {
 		t.Fatalf("%d commands", len(commands))
 	}
 	for _, c := range commands {
@@ -71,7 +76,7 @@ func TestHostsCommands(t *testing.T) {
 		got := strings.Split(strings.TrimSpace(string(out)), "\n")
 		slices.Sort(got)
 		if d := cmp.Diff(c.output, got); d != "" || err != nil {
-			t.Errorf("$ %s: %v (-docs/hosts.md +output)\n%s", c.line, err, d)
+			t.Errorf("$ %s: %v (-document +output)\n%s", c.line, err, d)
 		}
 	}
 }
@@ -118,7 +123,11 @@ func TestHostsExamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	inText := commandLine.FindAllStringSubmatch(string(text), -1)
+	of, err := os.ReadFile(proxyDoc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inText := commandLine.FindAllStringSubmatch(string(text)+string(of), -1)
 	if len(inText) < 2 {
 		t.Fatalf("%d commands in the text", len(inText))
 	}
@@ -129,7 +138,7 @@ func TestHostsExamples(t *testing.T) {
 		t.Run(line, func(t *testing.T) {
 			cmd := exec.Command("sh", "-c", line)
 			cmd.Dir = dir
-			if strings.Contains(line, "hosts run") || strings.Contains(line, "hosts nri") {
+			if strings.Contains(line, "ropewalk proxy") || strings.Contains(line, "hosts run") || strings.Contains(line, "hosts nri") {
 				serve(t, cmd)
 				return
 			}
@@ -158,7 +167,7 @@ func serve(t *testing.T, cmd *exec.Cmd) {
 	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
 	defer timer.Stop()
 	var log bytes.Buffer
-	atWork := regexp.MustCompile(`no connection to the runtime|serving /metrics|hosts file`)
+	atWork := regexp.MustCompile(`no connection to the runtime|serving /metrics|hosts file|in the kernel`)
 	var once sync.Once
 	for buf := make([]byte, 4096); ; {
 		n, err := pipe.Read(buf)
@@ -203,15 +212,15 @@ func examples(t *testing.T, dir, command string) (lines []string) {
 	return lines
 }
 
-// object is one in docs/hosts.md.
+// object is one in a document.
 type object struct {
 	kind string
 	text []byte
 }
 
-func hostsObjects(t *testing.T) (objects []object) {
+func objectsOf(t *testing.T, doc string) (objects []object) {
 	t.Helper()
-	for _, block := range blocks(t, hostsDoc, "yaml") {
+	for _, block := range blocks(t, doc, "yaml") {
 		for doc := range strings.SplitSeq(block, "\n---\n") {
 			var o struct{ Kind string }
 			if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
@@ -223,9 +232,20 @@ func hostsObjects(t *testing.T) (objects []object) {
 	return objects
 }
 
-// TestHostsManifests reads the YAML as strictly as kubectl does, and holds that its rights are those that are needed.
-func TestHostsManifests(t *testing.T) {
+// TestManifests reads the YAML as strictly as kubectl does, and holds that its rights are those that are needed.
+func TestManifests(t *testing.T) {
 	b := binary(t)
+	of := links.OfNode("n")
+	for doc, want := range map[string]map[string]cluster.Kinds{
+		hostsDoc: {"ropewalk-hosts": hostsmgr.Interest("n").Kinds, "ropewalk-nri": of[0].Kinds | of[1].Kinds},
+		proxyDoc: {"ropewalk-proxy": proxy.Interest("n").Kinds},
+	} {
+		manifests(t, b, doc, want)
+	}
+}
+
+func manifests(t *testing.T, b, doc string, want map[string]cluster.Kinds) {
+	t.Helper()
 	kinds := map[string]func() any{
 		"ConfigMap": func() any { return &corev1.ConfigMap{} }, "ServiceAccount": func() any { return &corev1.ServiceAccount{} },
 		"ClusterRole": func() any { return &rbacv1.ClusterRole{} }, "ClusterRoleBinding": func() any { return &rbacv1.ClusterRoleBinding{} },
@@ -233,7 +253,7 @@ func TestHostsManifests(t *testing.T) {
 	}
 	rights := map[string]cluster.Kinds{}
 	sets := 0
-	for _, o := range hostsObjects(t) {
+	for _, o := range objectsOf(t, doc) {
 		if kinds[o.kind] == nil {
 			t.Fatalf("kind %q", o.kind)
 		}
@@ -255,10 +275,8 @@ func TestHostsManifests(t *testing.T) {
 			daemonSet(t, b, v)
 		}
 	}
-	of := links.OfNode("n")
-	want := map[string]cluster.Kinds{"ropewalk-hosts": hostsmgr.Interest("n").Kinds, "ropewalk-nri": of[0].Kinds | of[1].Kinds}
 	if d := cmp.Diff(want, rights); d != "" || sets != 1 {
-		t.Errorf("%d DaemonSets, rights (-needed +granted):\n%s", sets, d)
+		t.Errorf("%s: %d DaemonSets, rights (-needed +granted):\n%s", doc, sets, d)
 	}
 }
 
@@ -267,6 +285,7 @@ func granted(t *testing.T, role *rbacv1.ClusterRole) (kinds cluster.Kinds) {
 	t.Helper()
 	names := map[string]cluster.Kind{
 		"/pods": cluster.KindPod, "/configmaps": cluster.KindConfigMap, "/services": cluster.KindService, "discovery.k8s.io/endpointslices": cluster.KindSlice,
+		"/nodes": cluster.KindNode, "networking.k8s.io/servicecidrs": cluster.KindServiceCIDR,
 	}
 	for _, r := range role.Rules {
 		if !slices.Equal(r.Verbs, []string{"list", "watch"}) || len(r.APIGroups) != 1 {
@@ -287,7 +306,7 @@ func granted(t *testing.T, role *rbacv1.ClusterRole) (kinds cluster.Kinds) {
 func daemonSet(t *testing.T, binary string, d *appsv1.DaemonSet) {
 	t.Helper()
 	c := d.Spec.Template.Spec.Containers[0]
-	if out, err := exec.Command(binary, append(c.Args, "--help")...).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("hosts run")) {
+	if out, err := exec.Command(binary, append(c.Args, "--help")...).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("Usage:\n  ropewalk "+c.Args[0]+" ")) {
 		t.Errorf("%q: %v\n%s", c.Args, err, out)
 	}
 	args := strings.Join(c.Args, " ")
@@ -297,7 +316,11 @@ func daemonSet(t *testing.T, binary string, d *appsv1.DaemonSet) {
 		}
 	}
 	for _, p := range []*corev1.Probe{c.ReadinessProbe, c.LivenessProbe} {
-		if at := fmt.Sprintf("--metrics=%s:%d", p.HTTPGet.Host, p.HTTPGet.Port.IntValue()); !strings.Contains(args, at) {
+		flag := "--metrics=" + p.HTTPGet.Host
+		if p.HTTPGet.Path == "/livez" {
+			flag = "--healthz=0.0.0.0"
+		}
+		if at := fmt.Sprintf("%s:%d", flag, p.HTTPGet.Port.IntValue()); !strings.Contains(args, at) {
 			t.Errorf("%s: %s", at, args)
 		}
 	}
@@ -361,17 +384,22 @@ func TestHostsHookConfiguration(t *testing.T) {
 	}
 }
 
-// TestHostsMetrics holds that the tables name the metrics that there are.
-func TestHostsMetrics(t *testing.T) {
-	text, err := os.ReadFile(hostsDoc)
-	if err != nil {
-		t.Fatal(err)
-	}
+// TestMetrics holds that the tables name the metrics that there are.
+func TestMetrics(t *testing.T) {
 	var inDoc []string
-	for _, m := range regexp.MustCompile("(?m)^\\| `(ropewalk_(?:hosts|nri)_\\w+)`").FindAllSubmatch(text, -1) {
-		inDoc = append(inDoc, string(m[1]))
+	for _, doc := range []string{hostsDoc, proxyDoc} {
+		text, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile("(?m)^\\| `(ropewalk_(?:hosts|nri|proxy)_\\w+)`").FindAllSubmatch(text, -1) {
+			inDoc = append(inDoc, string(m[1]))
+		}
 	}
 	registry := &names{}
+	if _, err := proxy.New(proxy.Config{NodeName: "n", Registerer: registry}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := hostsmgr.New(hostsmgr.Config{Registerer: registry}); err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +409,7 @@ func TestHostsMetrics(t *testing.T) {
 	slices.Sort(inDoc)
 	slices.Sort(registry.seen)
 	if d := cmp.Diff(registry.seen, inDoc); d != "" {
-		t.Errorf("(-registered +docs/hosts.md):\n%s", d)
+		t.Errorf("(-registered +documents):\n%s", d)
 	}
 }
 
