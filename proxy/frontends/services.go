@@ -32,8 +32,8 @@ type Builder struct {
 	rivals  map[Key][]*service // who else wants it
 	hairpin map[netip.Addr]int // services' uses of endpoints on this node
 
-	endpoints int // of all slices
-	dirty     map[*service]struct{}
+	endpoints int        // of all slices
+	dirty     []*service // a list: going through a map costs what it once held
 	diff      Diff
 	contended bool // a key has changed hands, and may be in diff twice
 	scratch   []candidate
@@ -50,6 +50,7 @@ type listing struct {
 type service struct {
 	cluster.Key
 	spec    *cluster.Service // nil if it is not there, or nobody's to proxy
+	dirty   bool             // it waits to be worked out
 	slices  []*slice         // in the order of their names, so that the outcome does not depend on who came first
 	listing uint32
 	made    []*Frontend  // what was handed out
@@ -99,7 +100,7 @@ type Rival struct {
 func New(o Options) *Builder {
 	return &Builder{
 		options: o, services: map[cluster.Key]*service{}, slices: map[cluster.Key]*slice{}, cidrs: map[cluster.Key]*cluster.ServiceCIDR{},
-		owners: map[Key]*service{}, rivals: map[Key][]*service{}, hairpin: map[netip.Addr]int{}, dirty: map[*service]struct{}{},
+		owners: map[Key]*service{}, rivals: map[Key][]*service{}, hairpin: map[netip.Addr]int{},
 	}
 }
 
@@ -214,7 +215,12 @@ func (b *Builder) sweep(kind cluster.Kind) {
 	}
 }
 
-func (b *Builder) touch(s *service) { b.dirty[s] = struct{}{} }
+func (b *Builder) touch(s *service) {
+	if !s.dirty {
+		s.dirty = true
+		b.dirty = append(b.dirty, s)
+	}
+}
 
 // service returns the service of a key, which may be there for the sake of its slices only.
 func (b *Builder) service(k cluster.Key) *service {
@@ -338,11 +344,14 @@ func PrimaryAddresses(n *cluster.Node) []netip.Addr {
 
 // Take returns what is different since it was called last, and works it out.
 func (b *Builder) Take() Diff {
-	for len(b.dirty) > 0 { // a key that becomes free makes those dirty who want it
-		for s := range b.dirty {
-			delete(b.dirty, s)
-			b.update(s)
-		}
+	for i := 0; i < len(b.dirty); i++ { // those who want a key that becomes free follow
+		x := b.dirty[i]
+		x.dirty = false
+		b.update(x)
+	}
+	b.dirty = slices.Delete(b.dirty, 0, len(b.dirty))
+	if cap(b.dirty) > 1<<12 {
+		b.dirty = nil // of the first time
 	}
 	d := b.diff
 	b.diff = Diff{}

@@ -84,7 +84,8 @@ func cost(t *testing.T, n, k int) {
 	debug.FreeOSMemory()
 	y := New(testNode())
 	defer y.Close()
-	report("a new agent finds all as it should be", func() { apply(t, y, Change{Put: fs}) })
+	report("a new agent reads what is there", y.Read)
+	report("it finds all as it should be", func() { apply(t, y, Change{Put: fs}) })
 	report("another interface", func() { n := testNode(); n.Interfaces = []string{"cni0"}; apply(t, y, Change{Node: &n}) })
 	report("nothing to repair", func() {
 		netns.Run(t, "nft", fmt.Sprintf("add table ip somebodys%d", n))
