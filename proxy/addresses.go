@@ -14,8 +14,15 @@ import (
 type addresses struct {
 	wake func() // called when they are different
 
-	mu   sync.Mutex
+	mu   sync.Mutex // guards what follows
 	list []netip.Addr
+	read bool // the list is one
+}
+
+func (a *addresses) known() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.read
 }
 
 func (a *addresses) now() []netip.Addr {
@@ -53,7 +60,7 @@ func (a *addresses) subscribe(ctx context.Context) error {
 		return err
 	}
 	for {
-		if err := a.read(); err != nil {
+		if err := a.update(); err != nil {
 			return err
 		}
 		select {
@@ -67,8 +74,8 @@ func (a *addresses) subscribe(ctx context.Context) error {
 	}
 }
 
-// read reads the addresses of all interfaces.
-func (a *addresses) read() error {
+// update reads the addresses of all interfaces.
+func (a *addresses) update() error {
 	found, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return err
@@ -80,7 +87,7 @@ func (a *addresses) read() error {
 		}
 	}
 	a.mu.Lock()
-	a.list = list
+	a.list, a.read = list, true
 	a.mu.Unlock()
 	a.wake()
 	return nil

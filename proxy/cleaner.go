@@ -19,29 +19,54 @@ type cleaner struct {
 	log  *slog.Logger
 	wake chan struct{}
 
+	// What is to be in the kernel, as note was told: whether there is something of UDP, and keys that become nobody's.
+	changed bool
+	going   keys
+
 	mu   sync.Mutex
-	gone map[frontends.Key]struct{} // keys that have become nobody's since the last walk
+	gone keys // that have become nobody's since the last walk
 }
 
-// cleanPause is the shortest time from one walk to the next.
+// keys are some, up to maxKeys: without end they would be where the kernel refuses all there is to do with them.
+type keys map[frontends.Key]struct{}
+
+const maxKeys = 1 << 16
+
+func (ks *keys) add(k frontends.Key) {
+	if *ks == nil {
+		*ks = keys{}
+	}
+	if len(*ks) < maxKeys {
+		(*ks)[k] = struct{}{}
+	}
+}
+
+// cleanPause is the shortest time from one walk to the next. It doubles, up to maxRetry, while walks fail.
 const cleanPause = 200 * time.Millisecond
 
-// note takes what a transaction changed.
+// note takes what a transaction is to change. An entry that goes while the rules lead where it leads comes back.
 func (c *cleaner) note(d frontends.Diff) {
-	udp := slices.ContainsFunc(d.Put, func(f *frontends.Frontend) bool { return f.Protocol == frontends.UDP })
-	c.mu.Lock()
+	c.changed = c.changed || slices.ContainsFunc(d.Put, func(f *frontends.Frontend) bool { return f.Protocol == frontends.UDP })
 	for _, k := range d.Delete {
 		if k.Protocol == frontends.UDP {
-			if c.gone == nil {
-				c.gone = map[frontends.Key]struct{}{}
-			}
-			c.gone[k], udp = struct{}{}, true
+			c.changed = true
+			c.going.add(k)
 		}
 	}
-	c.mu.Unlock()
-	if udp {
-		c.again()
+}
+
+// written says that the kernel has what was noted.
+func (c *cleaner) written() {
+	if !c.changed {
+		return
 	}
+	c.mu.Lock()
+	for k := range c.going {
+		c.gone.add(k)
+	}
+	c.mu.Unlock()
+	c.changed, c.going = false, nil
+	c.again()
 }
 
 func (c *cleaner) again() {
@@ -52,16 +77,23 @@ func (c *cleaner) again() {
 }
 
 func (c *cleaner) run(ctx context.Context) {
-	first := true
+	first, pause := true, cleanPause
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.wake:
 		}
-		c.walk(first)
-		first = false
-		if !sleep(ctx, cleanPause) {
+		if err := c.walk(first); err == nil {
+			first, pause = false, cleanPause
+		} else {
+			if pause == cleanPause { // the first of a row
+				c.log.Error("stale connections of UDP may be left; trying again", "error", err)
+			}
+			pause = min(2*pause, maxRetry)
+			c.again()
+		}
+		if !sleep(ctx, pause) {
 			return
 		}
 	}
@@ -69,7 +101,7 @@ func (c *cleaner) run(ctx context.Context) {
 
 // walk goes through the kernel's entries once. What went while no agent was there is found by the ranges of services'
 // addresses; not later, since services of another proxy have addresses of these ranges, too.
-func (c *cleaner) walk(first bool) {
+func (c *cleaner) walk(first bool) error {
 	c.mu.Lock()
 	gone := c.gone
 	c.gone = nil
@@ -86,8 +118,8 @@ func (c *cleaner) walk(first bool) {
 		}
 		return have
 	}
-	// keys returns the keys that packets to dest may have been led by.
-	keys := func(dest netip.AddrPort) []frontends.Key {
+	// leaders returns the keys that packets to dest may have been led by.
+	leaders := func(dest netip.AddrPort) []frontends.Key {
 		ks := []frontends.Key{{Addr: dest.Addr(), Protocol: frontends.UDP, Port: dest.Port()}}
 		if slices.Contains(node.Addresses, dest.Addr()) {
 			any := netip.IPv6Unspecified()
@@ -100,7 +132,7 @@ func (c *cleaner) walk(first bool) {
 	}
 	services := conntrack.Services{
 		Leads: func(dest, backend netip.AddrPort) (known, may bool) {
-			for _, k := range keys(dest) {
+			for _, k := range leaders(dest) {
 				if have := find(k); have != nil {
 					_, may = have[backend]
 					return true, may
@@ -109,7 +141,7 @@ func (c *cleaner) walk(first bool) {
 			return false, false
 		},
 		Gone: func(dest netip.AddrPort) bool {
-			return slices.ContainsFunc(keys(dest), func(k frontends.Key) bool { _, ok := gone[k]; return ok })
+			return slices.ContainsFunc(leaders(dest), func(k frontends.Key) bool { _, ok := gone[k]; return ok })
 		},
 	}
 	if first {
@@ -120,7 +152,12 @@ func (c *cleaner) walk(first bool) {
 	n, err := conntrack.Delete(services.Stale)
 	c.p.metrics.deleted.Add(float64(n))
 	if err != nil {
-		c.log.Error("stale connections of UDP may be left", "error", err)
 		c.p.metrics.conntrackFailures.Inc()
+		c.mu.Lock()
+		for k := range gone {
+			c.gone.add(k)
+		}
+		c.mu.Unlock()
 	}
+	return err
 }

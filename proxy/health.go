@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
-	"github.com/ropewalk-net/ropewalk/proxy/frontends"
 	"github.com/ropewalk-net/ropewalk/proxy/health"
 )
 
@@ -16,10 +15,10 @@ const late = time.Minute
 func (p *Proxy) Health() http.Handler { return p.healthNode().Handler() }
 
 func (p *Proxy) healthNode() health.Node {
-	return health.Node{Late: late, State: func() health.State {
+	return health.Node{Late: max(late, 2*p.config.MinSync), State: func() health.State {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		s := health.State{Updated: p.synced, Pending: p.waiting}
+		s := health.State{Updated: p.synced, Pending: p.behind()}
 		if !p.builder.Synced() { // what waits is to come from the API server
 			s.Pending = time.Time{}
 		}
@@ -27,15 +26,15 @@ func (p *Proxy) healthNode() health.Node {
 	}}
 }
 
-// tellHealth tells the servers of healthCheckNodePorts what is different.
-func (p *Proxy) tellHealth(d frontends.Diff) {
+// tellHealth tells the servers of healthCheckNodePorts what is different: what they say is what the kernel does.
+func (p *Proxy) tellHealth() {
 	p.servers.SetAddresses(p.node.Addresses)
-	if len(d.Health) == 0 {
+	if len(p.checks) == 0 {
 		return
 	}
 	put := map[cluster.Key]health.Check{}
 	var gone []cluster.Key
-	for k, h := range d.Health {
+	for k, h := range p.checks {
 		if h.Port == 0 {
 			gone = append(gone, k)
 		} else {
@@ -43,4 +42,5 @@ func (p *Proxy) tellHealth(d frontends.Diff) {
 		}
 	}
 	p.servers.Update(put, gone)
+	clear(p.checks)
 }

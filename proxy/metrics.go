@@ -87,7 +87,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	c.p.mu.Lock()
-	n, pending := c.p.builder.Counts(), c.p.builder.Pending()
+	n, pending := c.p.builder.Counts(), c.p.builder.Pending()+c.p.unwritten
 	c.p.mu.Unlock()
 	stats := c.p.tables.Stats()
 	gauge := func(d *prometheus.Desc, v int, labels ...string) {

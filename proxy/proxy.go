@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -58,18 +59,22 @@ type Proxy struct {
 	kick    chan struct{} // has one if there is something new
 	started time.Time
 
-	mu      sync.Mutex
-	builder *frontends.Builder
-	waiting time.Time // since when there are changes that are not in the kernel; zero if there are none
-	synced  time.Time // when the kernel was last known to be right; zero before
-	failure error     // of the last transaction
+	addresses *addresses // nil unless NodePortCIDRs ask for them
+
+	mu        sync.Mutex // guards what follows
+	builder   *frontends.Builder
+	waiting   time.Time // since when there are changes that were not taken; zero if there are none
+	writing   time.Time // since when there are changes that were taken, and are not in the kernel; zero if there are none
+	unwritten int       // services that these are of; one counts again for each time it was taken
+	synced    time.Time // when the kernel was last known to be right; zero before
+	failure   error     // of the last transaction
 
 	// What only Run uses.
-	tables    *nft.Tables
-	addresses *addresses // nil unless NodePortCIDRs ask for them
-	cleaner   *cleaner
-	servers   *health.Servers
-	node      nft.Node
+	tables  *nft.Tables
+	cleaner *cleaner
+	servers *health.Servers
+	checks  map[cluster.Key]frontends.Health // that servers have not been told of
+	node    nft.Node
 }
 
 // New returns a Proxy that does nothing to the kernel before Run. It fails for a Config that cannot be.
@@ -88,6 +93,10 @@ func New(c Config) (*Proxy, error) {
 		config: c, kick: make(chan struct{}, 1), started: time.Now(), node: node,
 		tables:  nft.New(node),
 		builder: frontends.New(frontends.Options{NodeName: c.NodeName, MasqueradeAll: c.MasqueradeAll}),
+		checks:  map[cluster.Key]frontends.Health{},
+	}
+	if len(c.NodePortCIDRs) > 0 {
+		p.addresses = &addresses{wake: p.wake}
 	}
 	p.servers = health.NewServers(c.Log, p.healthNode().Healthy)
 	p.cleaner = &cleaner{p: p, log: c.Log, wake: make(chan struct{}, 1)}
@@ -99,8 +108,9 @@ func New(c Config) (*Proxy, error) {
 // Apply implements cluster.Sink.
 func (p *Proxy) Apply(c cluster.Change) {
 	p.mu.Lock()
+	known := p.builder.Synced()
 	p.builder.Apply(c)
-	if p.waiting.IsZero() {
+	if p.waiting.IsZero() || !known { // until all is known, it is the API server that is waited for
 		p.waiting = time.Now()
 	}
 	p.mu.Unlock()
@@ -134,7 +144,15 @@ func (p *Proxy) Ready() error {
 func (p *Proxy) Lag() (waiting, synced time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.waiting, p.synced
+	return p.behind(), p.synced
+}
+
+// behind is for callers that hold the lock.
+func (p *Proxy) behind() time.Time {
+	if !p.writing.IsZero() {
+		return p.writing
+	}
+	return p.waiting
 }
 
 const (
@@ -151,8 +169,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.tables.Read() // while the cluster is heard of
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	if len(p.config.NodePortCIDRs) > 0 {
-		p.addresses = &addresses{wake: p.wake}
+	if p.addresses != nil {
 		wg.Go(func() { p.addresses.follow(ctx, p.config.Log) })
 	}
 	wg.Go(func() { p.cleaner.run(ctx) })
@@ -173,17 +190,20 @@ func (p *Proxy) Run(ctx context.Context) error {
 		case <-p.kick:
 		}
 		begun := time.Now()
-		if err := p.sync(); err != nil {
-			p.config.Log.Error("writing the rules failed; the kernel has what was there before", "error", err, "again in", pause)
-			if !sleep(ctx, pause+rand.N(pause/4)) {
-				return nil
-			}
+		known, err := p.sync()
+		left := p.config.MinSync - time.Since(begun)
+		switch {
+		case err != nil:
+			left = max(left, pause+rand.N(pause/4))
+			p.config.Log.Error("writing the rules failed; the kernel has what was there before", "error", err, "again in", left)
 			pause = min(2*pause, maxRetry)
 			p.wake()
-			continue
+		case known:
+			pause = minRetry
+		default: // no transaction
+			left = 0
 		}
-		pause = minRetry
-		if left := p.config.MinSync - time.Since(begun); left > 0 && !sleep(ctx, left) {
+		if left > 0 && !sleep(ctx, left) {
 			return nil
 		}
 	}
@@ -200,52 +220,69 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// take returns what is to be written, and since when it waits. It returns false before all has been delivered once.
-func (p *Proxy) take() (d frontends.Diff, since time.Time, ok bool) {
+// take returns what is to be written, and false before all is known: a part of it would take from the kernel what an agent of before
+// has put there.
+func (p *Proxy) take() (frontends.Diff, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.builder.Synced() {
-		return d, since, false
+	if !p.builder.Synced() || p.addresses != nil && !p.addresses.known() {
+		return frontends.Diff{}, false
 	}
-	d = p.builder.Take()
-	since, p.waiting = p.waiting, time.Time{}
-	return d, since, true
+	if p.writing = p.behind(); p.writing.IsZero() {
+		p.writing = time.Now()
+	}
+	p.waiting = time.Time{}
+	p.unwritten += p.builder.Pending()
+	return p.builder.Take(), true
 }
 
-// sync writes what is new.
-func (p *Proxy) sync() error {
+// sync writes what is new. It returns false if it could not know.
+func (p *Proxy) sync() (known bool, err error) {
 	begun := time.Now()
-	d, since, ok := p.take()
+	d, ok := p.take()
 	if !ok {
-		return nil
+		return false, nil
 	}
-	for _, r := range d.Rivals {
-		p.config.Log.Warn("two services want the same address and port; it stays with the first", "key", r.Key.String(), "first", r.Owner.String(), "other", r.Loser.String())
-		p.metrics.rivals.Inc()
-	}
+	p.tellRivals(d.Rivals)
 	change := nft.Change{Put: slices.DeleteFunc(d.Put, p.refuses), Delete: d.Delete, Hairpin: d.Hairpin}
 	if n := p.nodeNow(); !reflect.DeepEqual(n, p.node) {
 		p.node, change.Node = n, &n
 	}
-	err := p.tables.Apply(change)
+	err = p.tables.Apply(change)
 	p.metrics.pass(time.Since(begun), err, d.Triggers, p.started)
 	p.cleaner.note(d)
-	p.tellHealth(d)
+	maps.Copy(p.checks, d.Health)
+	if err == nil {
+		p.cleaner.written()
+		p.tellHealth()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.failure = err
 	if err != nil {
-		if p.waiting.IsZero() || since.Before(p.waiting) {
-			p.waiting = since
-		}
-		return err
+		return true, err
 	}
+	p.writing, p.unwritten = time.Time{}, 0
 	if p.synced.IsZero() {
 		n := p.builder.Counts()
 		p.config.Log.Info("all services are in the kernel", "services", n.Services, "frontends", n.Frontends, "endpoints", n.Endpoints, "took", time.Since(begun))
 	}
 	p.synced = time.Now()
-	return nil
+	return true, nil
+}
+
+// rivalsTold is how many services the log names after a transaction: whoever may write services can have any number of them.
+const rivalsTold = 10
+
+func (p *Proxy) tellRivals(rivals []frontends.Rival) {
+	p.metrics.rivals.Add(float64(len(rivals)))
+	for i, r := range rivals {
+		if i == rivalsTold {
+			p.config.Log.Warn("more services want addresses and ports that others have", "count", len(rivals)-i)
+			break
+		}
+		p.config.Log.Warn("two services want the same address and port; it stays with the first", "key", r.Key.String(), "first", r.Owner.String(), "other", r.Loser.String())
+	}
 }
 
 // refuses reports whether a frontend is none that the rules can have.

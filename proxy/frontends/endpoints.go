@@ -73,12 +73,23 @@ func newSlice(s *cluster.Slice, node string) *slice {
 	return out
 }
 
+// equal reports whether s and t of the same name mean the same.
+func (s *slice) equal(t *slice) bool {
+	sameHints := func(a, b *cluster.Hints) bool {
+		return a == b || a != nil && b != nil && slices.Equal(a.ForZones, b.ForZones) && slices.Equal(a.ForNodes, b.ForNodes)
+	}
+	return s.service == t.service && slices.Equal(s.ports, t.ports) && slices.Equal(s.endpoints, t.endpoints) && slices.EqualFunc(s.hints, t.hints, sameHints)
+}
+
 // candidate is an endpoint that may become a backend of a service's port.
 type candidate struct {
 	netip.AddrPort
 	state
 	hints *cluster.Hints
 }
+
+// usable reports whether a slice's port is one: -1 leaves it open.
+func usable(p cluster.EndpointPort) bool { return p.Port >= 1 && p.Port <= 65535 }
 
 // candidates appends the endpoints of slices that have a port of the name and protocol, in order, each address once.
 func candidates(out []candidate, list []*slice, name string, protocol cluster.Protocol, is4 bool) []candidate {
@@ -89,7 +100,7 @@ func candidates(out []candidate, list []*slice, name string, protocol cluster.Pr
 			continue
 		}
 		for _, p := range s.ports {
-			if p.Name != name || p.Protocol != protocol || p.Port < 1 || p.Port > 65535 {
+			if p.Name != name || p.Protocol != protocol || !usable(p) {
 				continue
 			}
 			for i, e := range s.endpoints {

@@ -40,6 +40,11 @@ func (b *Builder) addPort(fs []*Frontend, s *cluster.Service, p *cluster.Service
 		add(a, p.Port, inside)
 	}
 	outside := outside(s.Proxy, c)
+	restricted := outside
+	restricted.Sources = b.sources(s.Proxy, is4)
+	for _, a := range s.Proxy.LoadBalancerIPs { // before external addresses: one that is both is restricted
+		add(a, p.Port, restricted)
+	}
 	for _, a := range s.Proxy.ExternalIPs {
 		add(a, p.Port, outside)
 	}
@@ -49,10 +54,6 @@ func (b *Builder) addPort(fs []*Frontend, s *cluster.Service, p *cluster.Service
 			any = netip.IPv4Unspecified()
 		}
 		add(any, p.NodePort, outside)
-	}
-	outside.Sources = b.sources(s.Proxy, is4)
-	for _, a := range s.Proxy.LoadBalancerIPs {
-		add(a, p.Port, outside)
 	}
 	return fs
 }
@@ -122,23 +123,29 @@ func (b *Builder) localAddresses(s *service) []netip.Addr {
 	return slices.Clip(slices.Compact(out))
 }
 
-// healthOf returns what load balancers are told of a service. Of a service of both families the one with more endpoints counts, which
-// are the same pods.
+// healthOf returns what load balancers are told of a service: of its families' endpoints that have a port, those ready on this node. Of
+// a service of both families the one with more of them counts, which are the same pods.
 func healthOf(s *service) Health {
 	h := Health{Port: s.spec.Proxy.HealthCheckNodePort}
 	if h.Port == 0 {
 		return h
 	}
-	seen := map[netip.Addr]bool{}
-	count := map[bool]int{}
-	for _, x := range s.slices {
-		for _, e := range x.endpoints {
-			if e.state&(ready|local) == ready|local && !seen[e.addr] {
-				seen[e.addr] = true
-				count[x.is4]++
+	for _, is4 := range []bool{true, false} {
+		if !slices.ContainsFunc(s.spec.ClusterIPs, func(a netip.Addr) bool { return a.Is4() == is4 }) {
+			continue
+		}
+		seen := map[netip.Addr]bool{}
+		for _, x := range s.slices {
+			if x.is4 != is4 || !slices.ContainsFunc(x.ports, usable) {
+				continue
+			}
+			for _, e := range x.endpoints {
+				if e.state&(ready|local) == ready|local {
+					seen[e.addr] = true
+				}
 			}
 		}
+		h.Local = max(h.Local, len(seen))
 	}
-	h.Local = max(count[true], count[false])
 	return h
 }

@@ -24,13 +24,14 @@ type Builder struct {
 	options  Options
 	services map[cluster.Key]*service
 	slices   map[cluster.Key]*slice
-	cidrs    map[cluster.Key]*cluster.ServiceCIDR
+	cidrs    map[cluster.Key]cidr
 	node     *cluster.Node // nil if it is not known
+	heard    uint32        // the listing that named node
 	listings [cluster.NumKinds]listing
 
-	owners  map[Key]*service   // whose frontend a key has
-	rivals  map[Key][]*service // who else wants it
-	hairpin map[netip.Addr]int // services' uses of endpoints on this node
+	owners  map[Key]*service          // whose frontend a key has
+	rivals  map[Key]map[*service]bool // who else wants it, and whether for a ClusterIP
+	hairpin map[netip.Addr]int        // services' uses of endpoints on this node
 
 	endpoints int        // of all slices
 	dirty     []*service // a list: going through a map costs what it once held
@@ -44,6 +45,11 @@ type listing struct {
 	number uint32 // counts them
 	synced bool   // one is complete
 	open   bool
+}
+
+type cidr struct {
+	*cluster.ServiceCIDR
+	listing uint32
 }
 
 // service is a service, or the slices of one that is not there.
@@ -73,7 +79,7 @@ type Diff struct {
 	// Triggers are the times of the changes of slices that led to this (annotation
 	// endpoints.kubernetes.io/last-change-trigger-time), one for each service that has one.
 	Triggers []time.Time
-	// Rivals are keys that a service asked for and did not get, with those who did.
+	// Rivals are keys that a service asked for and did not get, with those who did, each once for as long as the service asks.
 	Rivals []Rival
 }
 
@@ -99,8 +105,8 @@ type Rival struct {
 // New returns a Builder that knows of nothing yet.
 func New(o Options) *Builder {
 	return &Builder{
-		options: o, services: map[cluster.Key]*service{}, slices: map[cluster.Key]*slice{}, cidrs: map[cluster.Key]*cluster.ServiceCIDR{},
-		owners: map[Key]*service{}, rivals: map[Key][]*service{}, hairpin: map[netip.Addr]int{},
+		options: o, services: map[cluster.Key]*service{}, slices: map[cluster.Key]*slice{}, cidrs: map[cluster.Key]cidr{},
+		owners: map[Key]*service{}, rivals: map[Key]map[*service]bool{}, hairpin: map[netip.Addr]int{},
 	}
 }
 
@@ -168,7 +174,7 @@ func (b *Builder) Apply(c cluster.Change) {
 		case *cluster.Node:
 			b.putNode(o)
 		case *cluster.ServiceCIDR:
-			b.cidrs[o.Key()] = o
+			b.cidrs[o.Key()] = cidr{o, b.listings[c.Kind].number}
 			b.diff.Node = true
 		}
 	}
@@ -212,6 +218,16 @@ func (b *Builder) sweep(kind cluster.Kind) {
 				b.delete(kind, k)
 			}
 		}
+	case cluster.KindNode:
+		if b.node != nil && b.heard != l.number {
+			b.setNode(nil)
+		}
+	case cluster.KindServiceCIDR:
+		for k, c := range b.cidrs {
+			if c.listing != l.number {
+				b.delete(kind, k)
+			}
+		}
 	}
 }
 
@@ -251,6 +267,10 @@ func (b *Builder) putSlice(o *cluster.Slice) {
 	new := newSlice(o, b.options.NodeName)
 	new.name, new.service, new.listing = o.Name, b.service(cluster.Key{Namespace: o.Namespace, Name: o.Service}), b.listings[cluster.KindSlice].number
 	old := b.slices[k]
+	if old != nil && old.equal(new) { // as in a listing
+		old.listing = new.listing
+		return
+	}
 	b.slices[k] = new
 	b.endpoints += len(new.endpoints)
 	if old != nil {
@@ -296,6 +316,7 @@ func (b *Builder) removeSlice(s *slice) {
 
 func (b *Builder) putNode(n *cluster.Node) {
 	if n.Name == b.options.NodeName {
+		b.heard = b.listings[cluster.KindNode].number
 		b.setNode(n)
 	}
 }
@@ -313,10 +334,17 @@ func (b *Builder) setNode(n *cluster.Node) {
 	b.diff.Node = true
 	for _, s := range b.services {
 		hints := slices.ContainsFunc(s.slices, func(x *slice) bool { return x.hints != nil })
-		if hints && oldNet.Zone != newNet.Zone || !addresses && (len(s.local) > 0 || s.spec != nil && len(s.spec.Proxy.SourceRanges) > 0) {
+		if hints && oldNet.Zone != newNet.Zone || !addresses && (s.hasLocal() || s.spec != nil && len(s.spec.Proxy.SourceRanges) > 0) {
 			b.touch(s)
 		}
 	}
+}
+
+// hasLocal reports whether there are endpoints on this node, at addresses of its own or others.
+func (s *service) hasLocal() bool {
+	return slices.ContainsFunc(s.slices, func(x *slice) bool {
+		return slices.ContainsFunc(x.endpoints, func(e endpoint) bool { return e.state&local != 0 })
+	})
 }
 
 func netOf(n *cluster.Node) *cluster.NodeNet {
@@ -355,9 +383,16 @@ func (b *Builder) Take() Diff {
 	}
 	d := b.diff
 	b.diff = Diff{}
-	if b.contended {
+	if b.contended || len(d.Put) > 0 && len(d.Delete) > 0 {
 		d.settle()
 		b.contended = false
+	}
+	d.Rivals = slices.DeleteFunc(d.Rivals, func(r Rival) bool {
+		_, still := b.rivals[r.Key][b.services[r.Loser]]
+		return !still
+	})
+	for i := range d.Rivals {
+		d.Rivals[i].Owner = b.owners[d.Rivals[i].Key].Key
 	}
 	return d
 }
@@ -376,13 +411,17 @@ func (d *Diff) settle() {
 // are better; nil if no service has the key.
 func (b *Builder) Serving(k Key) map[netip.AddrPort]struct{} {
 	s := b.owners[k]
-	if s == nil {
+	if s == nil || s.spec == nil { // it has gone since the last Take
 		return nil
 	}
 	out := map[netip.AddrPort]struct{}{}
 	for i := range s.spec.Ports {
 		p := &s.spec.Ports[i]
-		if protocols[p.Protocol] != k.Protocol || k.Port != p.Port && !(k.NodePort() && k.Port == p.NodePort) {
+		port := p.Port
+		if k.NodePort() {
+			port = p.NodePort
+		}
+		if protocols[p.Protocol] != k.Protocol || k.Port != port {
 			continue
 		}
 		b.scratch = candidates(b.scratch, s.slices, p.Name, p.Protocol, k.Addr.Is4())
@@ -401,7 +440,7 @@ func (b *Builder) update(s *service) {
 	if s.spec != nil {
 		fs, health, local = b.make(s), healthOf(s), b.localAddresses(s)
 	}
-	s.made = b.claim(s, fs)
+	b.claim(s, fs)
 	b.setLocal(s, local)
 	if s.health != health {
 		if b.diff.Health == nil {
@@ -446,41 +485,37 @@ func (b *Builder) setLocal(s *service, now []netip.Addr) {
 	s.local = now
 }
 
-// claim brings what was handed out for a service to fs, and returns what is handed out now. Of several services that want the same
-// address and port one gets it: a ClusterIP comes before all else, then the order is that of names.
-func (b *Builder) claim(s *service, fs []*Frontend) []*Frontend {
+// claim brings what is handed out for a service to fs. Of several services that want the same address and port one gets it: a
+// ClusterIP comes before all else, then the order is that of names.
+func (b *Builder) claim(s *service, fs []*Frontend) {
 	old := make(map[Key]*Frontend, len(s.made))
 	for _, f := range s.made {
 		old[f.Key] = f
 	}
 	wanted := make(map[Key]bool, len(fs))
 	made, wants := fs[:0:0], make([]Key, 0, len(fs))
+	var invites []Key
 	for _, f := range fs {
 		if wanted[f.Key] {
 			continue // two ports of the service, which the API does not allow
 		}
 		wanted[f.Key] = true
 		wants = append(wants, f.Key)
-		owner := b.owners[f.Key]
-		if owner != nil && owner != s {
-			b.contended = true
-			loser := s
-			if before(f, s, owner.frontend(f.Key), owner) {
-				loser = owner
-				b.touch(owner)
-			}
-			b.addRival(f.Key, loser)
-			if loser == s {
-				b.diff.Rivals = append(b.diff.Rivals, Rival{f.Key, owner.Key, s.Key})
+		if owner := b.owners[f.Key]; owner != nil && owner != s {
+			was := owner.frontend(f.Key).ClusterIP
+			if before(was, owner, f.ClusterIP, s) {
+				b.addRival(f.Key, s, f.ClusterIP)
 				continue
 			}
+			b.contended = true
+			b.addRival(f.Key, owner, was)
 			owner.made = slices.DeleteFunc(owner.made, func(g *Frontend) bool { return g.Key == f.Key })
 		}
 		b.removeRival(f.Key, s)
 		b.owners[f.Key] = s
 		was := old[f.Key]
 		if was != nil && was.ClusterIP && !f.ClusterIP {
-			b.invite(f.Key)
+			invites = append(invites, f.Key)
 		}
 		if was != nil && was.equal(f) {
 			f = was
@@ -494,25 +529,27 @@ func (b *Builder) claim(s *service, fs []*Frontend) []*Frontend {
 			continue
 		}
 		b.removeRival(k, s)
-		if b.owners[k] != s {
-			continue
+		if b.owners[k] == s {
+			delete(b.owners, k)
+			b.diff.Delete = append(b.diff.Delete, k)
 		}
-		delete(b.owners, k)
-		b.diff.Delete = append(b.diff.Delete, k)
+		invites = append(invites, k)
+	}
+	s.wants, s.made = slices.Clip(wants), slices.Clip(made)
+	for _, k := range invites {
 		b.invite(k)
 	}
-	s.wants = slices.Clip(wants)
-	return slices.Clip(made)
 }
 
-// before reports whether f of s comes before g of t, where only one can be.
-func before(f *Frontend, s *service, g *Frontend, t *service) bool {
-	if g == nil || f.ClusterIP != g.ClusterIP {
-		return g == nil || f.ClusterIP
+// before reports whether s comes before t, where only one can be. Each says whether its address is a ClusterIP of its own.
+func before(clusterIP bool, s *service, other bool, t *service) bool {
+	if clusterIP != other {
+		return clusterIP
 	}
 	return s.Compare(t.Key) < 0
 }
 
+// frontend returns what was handed out for a key, nil if nothing was.
 func (s *service) frontend(k Key) *Frontend {
 	if i := slices.IndexFunc(s.made, func(f *Frontend) bool { return f.Key == k }); i >= 0 {
 		return s.made[i]
@@ -520,28 +557,39 @@ func (s *service) frontend(k Key) *Frontend {
 	return nil
 }
 
-func (b *Builder) addRival(k Key, s *service) {
-	if !slices.Contains(b.rivals[k], s) {
-		b.rivals[k] = append(b.rivals[k], s)
+func (b *Builder) addRival(k Key, s *service, clusterIP bool) {
+	list := b.rivals[k]
+	if list == nil {
+		list = map[*service]bool{}
+		b.rivals[k] = list
 	}
+	if _, ok := list[s]; !ok {
+		b.diff.Rivals = append(b.diff.Rivals, Rival{Key: k, Loser: s.Key})
+	}
+	list[s] = clusterIP
 }
 
 func (b *Builder) removeRival(k Key, s *service) {
-	list, ok := b.rivals[k]
-	if !ok {
-		return
-	}
-	list = slices.DeleteFunc(list, func(r *service) bool { return r == s })
-	if b.rivals[k] = list; len(list) == 0 {
+	list := b.rivals[k]
+	if delete(list, s); len(list) == 0 {
 		delete(b.rivals, k)
 	}
 }
 
-// invite has those try again who want a key.
+// invite has the first of those try again who want a key, if it comes before who has the key. If it does not want the key any more,
+// the next one is invited when that comes out.
 func (b *Builder) invite(k Key) {
-	for _, r := range b.rivals[k] {
-		b.contended = true
-		b.touch(r)
+	var first *service
+	for r, clusterIP := range b.rivals[k] {
+		if first == nil || before(clusterIP, r, b.rivals[k][first], first) {
+			first = r
+		}
+	}
+	if first == nil {
+		return
+	}
+	if owner := b.owners[k]; owner == nil || before(b.rivals[k][first], first, owner.frontend(k).ClusterIP, owner) {
+		b.touch(first)
 	}
 }
 

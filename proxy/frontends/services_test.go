@@ -199,6 +199,11 @@ func TestFrontends(t *testing.T) {
 			s.Proxy.LoadBalancerIPs, s.Proxy.SourceRanges = addrs("203.0.113.1"), []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 		})}, []string{
 			"tcp 10.96.0.1:80 ClusterIP", "tcp 203.0.113.1:80 masquerade from 192.0.2.0/24 from 203.0.113.1/32"}},
+		"an external address that is the load balancer's, too": {Options{}, []cluster.Object{web(only4, func(s *cluster.Service) {
+			s.Proxy.ExternalIPs, s.Proxy.LoadBalancerIPs = addrs("203.0.113.1"), addrs("203.0.113.1")
+			s.Proxy.SourceRanges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+		})}, []string{
+			"tcp 10.96.0.1:80 ClusterIP", "tcp 203.0.113.1:80 masquerade from 198.51.100.0/24"}},
 		"nobody's to proxy": {Options{}, []cluster.Object{&cluster.Service{Namespace: "shop", Name: "web", Type: cluster.ExternalName}, both}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -218,7 +223,12 @@ func TestFrontends(t *testing.T) {
 // TestNothingNew holds that objects which say what is known, as a node's heartbeat does, come to nothing.
 func TestNothingNew(t *testing.T) {
 	s := web(func(s *cluster.Service) { s.Proxy.HealthCheckNodePort, s.Ports[0].NodePort = 32000, 30080 })
-	objects := []cluster.Object{s, sliceOf("a", "10.0.0.1@n1", "10.0.0.2,zone=z1"), n1()}
+	slice := func() *cluster.Slice {
+		s := sliceOf("a", "10.0.0.1@n1", "10.0.0.2,zone=z1")
+		s.Triggered = time.Unix(1, 0)
+		return s
+	}
+	objects := []cluster.Object{s, slice(), n1()}
 	b := builder(Options{}, objects...)
 	if d := b.Take(); d.Empty() {
 		t.Fatal("nothing at all")
@@ -228,6 +238,25 @@ func TestNothingNew(t *testing.T) {
 	}
 	if d := b.Take(); !d.Empty() {
 		t.Errorf("%+v", d)
+	}
+	b.Apply(cluster.Upserted(slice(), time.Time{})) // a listing of 100,000 slices is no work, and says nothing of how late changes are
+	if d := b.Take(); b.Pending() > 0 || len(d.Triggers) > 0 {
+		t.Errorf("a slice that is known: %d pending, %v", b.Pending(), d.Triggers)
+	}
+}
+
+// TestListing holds that what a listing does not name is gone, of all kinds.
+func TestListing(t *testing.T) {
+	b := builder(Options{}, web(), sliceOf("a", "10.0.0.1"), &cluster.ServiceCIDR{Name: "a", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
+	if d := b.Take(); len(d.Put) == 0 || b.Node() == nil || len(b.ServiceCIDRs()) != 1 {
+		t.Fatalf("%+v", d)
+	}
+	for _, k := range []cluster.Kind{cluster.KindService, cluster.KindSlice, cluster.KindNode, cluster.KindServiceCIDR} {
+		b.Apply(cluster.Change{Op: cluster.Replace, Kind: k})
+		b.Apply(cluster.Change{Op: cluster.Synced, Kind: k})
+	}
+	if d := b.Take(); len(d.Delete) != 2 || b.Node() != nil || len(b.ServiceCIDRs()) != 0 || b.Counts() != (Counts{}) {
+		t.Errorf("%+v %+v %v %v", d, b.Node(), b.ServiceCIDRs(), b.Counts())
 	}
 }
 
@@ -260,11 +289,57 @@ func TestRivals(t *testing.T) {
 	}
 }
 
+// TestManyRivals holds that each of very many services that want one address is told of once, and that a change is no work for all of them.
+func TestManyRivals(t *testing.T) {
+	const n = 10000
+	b := builder(Options{})
+	service := func(i int) *cluster.Service {
+		return web(func(s *cluster.Service) {
+			s.Name, s.ClusterIPs = fmt.Sprintf("s%05d", i), []netip.Addr{netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)})}
+			s.Proxy.ExternalIPs = addrs("198.51.100.1")
+		})
+	}
+	for i := range n {
+		b.Apply(cluster.Upserted(service(i), time.Time{}))
+	}
+	d := b.Take()
+	losers := map[string]bool{}
+	for _, r := range d.Rivals {
+		if losers[r.Loser.Name] = true; r.Owner.Name != "s00000" {
+			t.Fatalf("%v", r)
+		}
+	}
+	if len(losers) != n-1 || len(d.Rivals) != n-1 || len(d.Put) != n+1 {
+		t.Errorf("%d rivals of %d services, %d frontends", len(d.Rivals), len(losers), len(d.Put))
+	}
+	for i := range n {
+		x := sliceOf(fmt.Sprint(i), "10.0.0.1")
+		x.Service = service(i).Name
+		b.Apply(cluster.Upserted(x, time.Time{}))
+	}
+	if d := b.Take(); len(d.Rivals) > 0 {
+		t.Errorf("%d rivals are told again", len(d.Rivals))
+	}
+	for i := range 3 {
+		owner := b.services[service(i).Key()]
+		b.Apply(cluster.Deleted(cluster.KindService, owner.Key, time.Time{}))
+		delete(b.dirty, owner)
+		if b.update(owner); len(b.dirty) != 1 {
+			t.Errorf("%d services are looked at", len(b.dirty))
+		}
+		if d := b.Take(); len(d.Put) != 1 || len(d.Rivals) > 0 || b.owners[d.Put[0].Key].Name != service(i+1).Name {
+			t.Errorf("%d frontends, %d rivals", len(d.Put), len(d.Rivals))
+		}
+	}
+}
+
 // random returns an object that may be of any kind, and of the same name as others.
 func random(r *rand.Rand) cluster.Object {
 	pick := func(s ...string) string { return s[r.IntN(len(s))] }
 	service := pick("a", "b", "c", "d")
-	switch r.IntN(10) {
+	switch r.IntN(11) {
+	case 10:
+		return &cluster.ServiceCIDR{Name: pick("x", "y"), CIDRs: []netip.Prefix{netip.MustParsePrefix(pick("10.96.0.0/16", "10.97.0.0/16"))}}
 	case 0:
 		n := n1()
 		n.Net.Zone = pick("z1", "z2", "")
@@ -307,6 +382,7 @@ func TestIncremental(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		b := builder(Options{})
+		b.Apply(cluster.Deleted(cluster.KindNode, n1().Key(), time.Time{}))
 		objects := map[cluster.Kind]map[cluster.Key]cluster.Object{}
 		note := func(o cluster.Object) {
 			if objects[o.Kind()] == nil {
@@ -314,14 +390,14 @@ func TestIncremental(t *testing.T) {
 			}
 			objects[o.Kind()][o.Key()] = o
 		}
-		note(n1())
+		kinds := []cluster.Kind{cluster.KindService, cluster.KindSlice, cluster.KindNode, cluster.KindServiceCIDR}
 		now := map[Key]string{}
 		hairpin, health := map[netip.Addr]bool{}, map[cluster.Key]Health{}
 		take := func() {
 			d := b.Take()
 			for _, k := range d.Delete {
-				if now[k] == "" {
-					t.Fatalf("seed %d: %v is deleted and was not there", seed, k)
+				if now[k] == "" || slices.ContainsFunc(d.Put, func(f *Frontend) bool { return f.Key == k }) {
+					t.Fatalf("seed %d: %v is deleted and was not there, or is put as well", seed, k)
 				}
 				delete(now, k)
 			}
@@ -338,14 +414,14 @@ func TestIncremental(t *testing.T) {
 			case 0:
 				take()
 			case 1:
-				k := []cluster.Kind{cluster.KindService, cluster.KindSlice}[r.IntN(2)]
+				k := kinds[r.IntN(len(kinds))]
 				for key := range objects[k] {
 					delete(objects[k], key)
 					b.Apply(cluster.Deleted(k, key, time.Time{}))
 					break
 				}
 			case 2: // a listing, after some have gone unseen
-				k := []cluster.Kind{cluster.KindService, cluster.KindSlice}[r.IntN(2)]
+				k := kinds[r.IntN(len(kinds))]
 				maps.DeleteFunc(objects[k], func(cluster.Key, cluster.Object) bool { return r.IntN(4) == 0 })
 				b.Apply(cluster.Change{Op: cluster.Replace, Kind: k})
 				for _, o := range objects[k] {
@@ -364,6 +440,9 @@ func TestIncremental(t *testing.T) {
 			all = slices.AppendSeq(all, maps.Values(m))
 		}
 		fresh := builder(Options{}, all...)
+		if len(objects[cluster.KindNode]) == 0 {
+			fresh.Apply(cluster.Deleted(cluster.KindNode, n1().Key(), time.Time{}))
+		}
 		d := fresh.Take()
 		want := map[Key]string{}
 		for _, f := range d.Put {
@@ -376,12 +455,28 @@ func TestIncremental(t *testing.T) {
 		if !maps.Equal(d.Hairpin, hairpin) || !maps.Equal(d.Health, health) {
 			t.Fatalf("seed %d: %v %v, want %v %v", seed, hairpin, health, d.Hairpin, d.Health)
 		}
+		if got, want := rivals(b), rivals(fresh); !maps.Equal(got, want) || !slices.Equal(b.ServiceCIDRs(), fresh.ServiceCIDRs()) {
+			t.Fatalf("seed %d: rivals %v, want %v; ranges %v, want %v", seed, got, want, b.ServiceCIDRs(), fresh.ServiceCIDRs())
+		}
 	}
+}
+
+// rivals returns who has which key, and who else wants it.
+func rivals(b *Builder) map[Rival]bool {
+	out := map[Rival]bool{}
+	for k, list := range b.rivals {
+		for s, clusterIP := range list {
+			out[Rival{k, b.owners[k].Key, s.Key}] = clusterIP
+		}
+	}
+	return out
 }
 
 func TestHealth(t *testing.T) {
 	s := web(func(s *cluster.Service) { s.Proxy.HealthCheckNodePort = 32000 })
-	b := builder(Options{}, s, sliceOf("a", "10.0.0.1@n1", "10.0.0.2@n1", "10.0.0.3@n2", "10.0.0.4@n1,leaving"), sliceOf("b", "fd00::1@n1"))
+	other := sliceOf("c", "10.0.0.5@n1", "10.0.0.6@n1")
+	other.Ports = nil
+	b := builder(Options{}, s, sliceOf("a", "10.0.0.1@n1", "10.0.0.2@n1", "10.0.0.3@n2", "10.0.0.4@n1,leaving"), sliceOf("b", "fd00::1@n1"), other)
 	want := map[cluster.Key]Health{s.Key(): {32000, 2}}
 	if diff := cmp.Diff(want, b.Take().Health); diff != "" {
 		t.Error(diff)
@@ -403,6 +498,10 @@ func TestServing(t *testing.T) {
 	}
 	if b.Serving(Key{addr("10.96.0.1"), TCP, 81}) != nil {
 		t.Error("a port that is not there serves")
+	}
+	b.Apply(cluster.Deleted(cluster.KindService, web().Key(), time.Time{}))
+	if b.Serving(Key{addr("10.96.0.1"), TCP, 80}) != nil {
+		t.Error("a service serves that is about to go")
 	}
 }
 

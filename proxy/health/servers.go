@@ -107,8 +107,10 @@ func (s *Servers) SetAddresses(addrs []netip.Addr) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.addrs = slices.Clone(addrs)
-	s.wake()
+	if !slices.Equal(s.addrs, addrs) {
+		s.addrs = slices.Clone(addrs)
+		s.wake()
+	}
 }
 
 // Failures returns how often a port could not be opened.
