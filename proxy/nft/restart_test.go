@@ -168,6 +168,9 @@ type evolving struct {
 // change makes a random change and returns it.
 func (e *evolving) change() Change {
 	c := randomChange(e.Rand, e.IntN(2) == 0)
+	if e.IntN(4) == 0 {
+		c.Node = e.changeNode().Node
+	}
 	for _, k := range c.Delete {
 		delete(e.frontends, k)
 	}
@@ -241,6 +244,9 @@ func TestConverges(t *testing.T) {
 		}
 		apply(t, x, e.changeNode())
 		check(x, false, "our own changes")
+		if n := x.Stats().Failures; n != 0 {
+			t.Fatalf("%d transactions of our own changes failed", n)
+		}
 		switch round % 3 {
 		case 0:
 			spoil(t, what)
@@ -296,7 +302,64 @@ func TestConverges(t *testing.T) {
 	}
 }
 
-var variantKey = regexp.MustCompile("^ip6? (chain|variants) (pick-|drop-all)")
+// TestRandomTransactions holds that the kernel takes each of thousands of changes as it is sent, and that they add up to what an empty
+// kernel gets.
+func TestRandomTransactions(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	maxIdle = 8
+	e := &evolving{rand.New(rand.NewPCG(7, 8)), testNode(), map[frontends.Key]*frontends.Frontend{}, map[netip.Addr]bool{}}
+	x := e.start(t)
+	for i := range 5000 {
+		c := e.change()
+		if apply(t, x, c); x.Stats().Failures != 0 {
+			t.Fatalf("change %d: %+v", i, c)
+		}
+	}
+	if repaired, err := x.Check(); err != nil || repaired {
+		t.Errorf("repaired %v, %v", repaired, err)
+	}
+	x.Close()
+	e.start(t).Close() // takes out variants that are no longer in use
+	got := contents(t)
+	if err := Remove(); err != nil {
+		t.Fatal(err)
+	}
+	e.start(t)
+	if diff := cmp.Diff(contents(t), got); diff != "" {
+		t.Errorf("(-fresh +this): %s", diff)
+	}
+}
+
+// TestVariantsAreBounded scales a service to a thousand backends, one by one.
+func TestVariantsAreBounded(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := New(testNode())
+	t.Cleanup(x.Close)
+	f := cluster(1, 1000)[0]
+	var most int
+	for i := range f.Backends {
+		c := *f
+		c.Backends = f.Backends[:i+1]
+		apply(t, x, Change{Put: []*frontends.Frontend{&c}})
+		most = max(most, x.Stats().Elements["variants"])
+	}
+	if s := x.Stats(); s.Failures != 0 || most > maxIdle+3 {
+		t.Errorf("%d variants at a time, %+v", most, s)
+	}
+	h := readBack(t, ipv4)
+	if n := len(h.chains) - len(ipv4.chains(&Node{})); n > maxIdle+3 || n != len(h.variants) {
+		t.Errorf("%d chains, %d variants", n, len(h.variants))
+	}
+	if repaired, err := x.Check(); err != nil || repaired {
+		t.Errorf("repaired %v, %v", repaired, err)
+	}
+}
+
+var variantKey = regexp.MustCompile("^ip6? (chain|variants) (pick-|drop-all|guarded)")
 
 // TestSmallRepair holds that a repair leaves alone what is right: rules keep their handles.
 func TestSmallRepair(t *testing.T) {
