@@ -164,6 +164,12 @@ func TestNodePort(t *testing.T) {
 	expect(t, "", "tcp", nodeAddr4+":30080", "pod1")
 	expect(t, "outside", "udp", net.JoinHostPort(nodeAddr6, "30080"), "pod0", "pod1")
 	expect(t, "outside", "tcp", nodeAddr4+":30081", "refused")
+	// A service that has the node's address for an external one, and the node port for its port, comes first.
+	external := &frontends.Frontend{Key: key(frontends.TCP, nodeAddr4, 30081), Backends: pods(false, 1)}
+	apply(t, x, Change{Put: []*frontends.Frontend{external}})
+	expect(t, "outside", "tcp", nodeAddr4+":30081", "pod1")
+	apply(t, x, Change{Delete: []frontends.Key{external.Key}})
+	expect(t, "outside", "tcp", nodeAddr4+":30081", "refused")
 	n := testNode()
 	n.Addresses = nil
 	apply(t, x, Change{Node: &n})

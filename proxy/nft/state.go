@@ -83,6 +83,16 @@ func (b *batch) empty() bool {
 	return !b.anew && len(b.dropSets)+len(b.drop)+len(b.fill)+len(b.make) == 0
 }
 
+// variants takes the variants that are made or dropped out of a batch of apply, for a transaction before it. In the kernel (nft_do_chain,
+// 6.18) a packet has the rules of the generation in which it began, and the elements of the one that each lookup is in: a packet that is
+// under way finds a chain empty which is made together with the element that leads there.
+func (b *batch) variants() *batch {
+	first := &batch{drop: b.drop, make: b.make}
+	first.delete[variantsMap], first.add[variantsMap] = b.delete[variantsMap], b.add[variantsMap]
+	b.drop, b.make, b.delete[variantsMap], b.add[variantsMap] = nil, nil, nil, nil
+	return first
+}
+
 // apply makes a change in the state and returns what it means for the kernel. Each place where connections arrive is compared once, as
 // it was before and as it is in the end, so that no element is deleted that is not there, or added that is.
 func (s *state) apply(c Change) *batch {
