@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -195,13 +196,13 @@ func (e *evolving) changeNode() Change {
 	switch e.IntN(5) {
 	case 0:
 		n.Addresses = nil
-		for _, a := range []string{nodeAddr4, nodeAddr6, "192.0.2.3", "2001:db8::3", "192.0.2.4"} {
+		for _, a := range []string{clusternet.Node4, clusternet.Node6, "192.0.2.3", "2001:db8::3", "192.0.2.4"} {
 			if e.IntN(2) == 0 {
 				n.Addresses = append(n.Addresses, netip.MustParseAddr(a))
 			}
 		}
 	case 1:
-		n.ClusterCIDRs = some(podNet4, podNet6, "10.244.1.0/24", "10.244.0.0/16", "255.0.0.0/8", "fd00:244:1::/64")
+		n.ClusterCIDRs = some(clusternet.PodCIDR4, clusternet.PodCIDR6, "10.244.1.0/24", "10.244.0.0/16", "255.0.0.0/8", "fd00:244:1::/64")
 	case 2:
 		n.ServiceCIDRs = some("10.96.0.0/16", "10.96.0.0/15", "10.98.0.0/16", "fd00:96::/64", "fd00:96::/65", "fd00:96:1::/64", "::/0")
 	case 3:

@@ -15,6 +15,7 @@ import (
 	"github.com/google/nftables"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -97,7 +98,7 @@ func trace(t *testing.T, from, addr string) []string {
 	var id string
 	var rules []string
 	for begun := time.Now(); time.Since(begun) < 20*time.Second; {
-		if _, _, err := ask(t, from, "tcp", addr); err != nil {
+		if _, _, err := clusternet.Ask(t, from, "tcp", addr); err != nil {
 			t.Fatal(err)
 		}
 		quiet := time.After(300 * time.Millisecond)

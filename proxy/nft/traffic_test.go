@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -143,7 +144,7 @@ func stream(t *testing.T) (addr string, said func(t *testing.T, addr string) fun
 	t.Helper()
 	var l net.Listener
 	var err error
-	netns.In(t, "pod0", func() { l, err = net.Listen("tcp", net.JoinHostPort(pod4(0), "9")) })
+	netns.In(t, "pod0", func() { l, err = net.Listen("tcp", net.JoinHostPort(clusternet.Pod4(0), "9")) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +228,7 @@ func TestKilled(t *testing.T) {
 // expectOne holds that a connection succeeds.
 func expectOne(t *testing.T, ns, addr string) {
 	t.Helper()
-	if server, _, err := ask(t, ns, "tcp", addr); err != nil {
+	if server, _, err := clusternet.Ask(t, ns, "tcp", addr); err != nil {
 		t.Fatalf("%s: %q %v", addr, server, err)
 	}
 }
