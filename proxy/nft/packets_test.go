@@ -95,6 +95,7 @@ func expect(t *testing.T, ns, network, addr string, want ...string) {
 }
 
 func TestClusterIP(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
@@ -180,6 +181,7 @@ func TestNodePort(t *testing.T) {
 }
 
 func TestSources(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
@@ -238,6 +240,7 @@ func TestInterfaces(t *testing.T) {
 
 // TestAffinityTimeout holds that a client stays as long as it comes back in time, and no longer.
 func TestAffinityTimeout(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
@@ -253,7 +256,7 @@ func TestAffinityTimeout(t *testing.T) {
 		return server
 	}
 	first, since, last := next(), time.Now(), time.Now()
-	for time.Since(since) < 2500*time.Millisecond {
+	for time.Since(since) < 1500*time.Millisecond {
 		server := next()
 		if time.Since(last) > 700*time.Millisecond { // the machine stood still
 			first, since = server, time.Now()

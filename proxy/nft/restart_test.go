@@ -226,6 +226,7 @@ func (e *evolving) start(t *testing.T) *Tables {
 // TestConverges brings the table from random states to others, by changes, a new agent that starts, or the repair of what strangers
 // spoil, and holds it to what an empty kernel gets. Another agent that starts then finds nothing to do.
 func TestConverges(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
@@ -306,13 +307,14 @@ func TestConverges(t *testing.T) {
 // TestRandomTransactions holds that the kernel takes each of thousands of changes as it is sent, and that they add up to what an empty
 // kernel gets.
 func TestRandomTransactions(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
 	maxIdle = 8
 	e := &evolving{rand.New(rand.NewPCG(7, 8)), testNode(), map[frontends.Key]*frontends.Frontend{}, map[netip.Addr]bool{}}
 	x := e.start(t)
-	for i := range 5000 {
+	for i := range 3000 {
 		c := e.change()
 		if apply(t, x, c); x.Stats().Failures != 0 {
 			t.Fatalf("change %d: %+v", i, c)
@@ -387,6 +389,7 @@ func TestSmallRepair(t *testing.T) {
 
 // TestStrangers starts agents while other software changes rules of its own without a pause.
 func TestStrangers(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}

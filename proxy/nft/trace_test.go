@@ -22,6 +22,7 @@ import (
 // TestTrace holds that the first packet of a connection passes the same rules with 10,000 services as with ten, and with affinity,
 // too; and that the chains which it passes have the same rules.
 func TestTrace(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}

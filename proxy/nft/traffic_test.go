@@ -186,6 +186,7 @@ func TestKilled(t *testing.T) {
 		killed(t)
 		return
 	}
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
