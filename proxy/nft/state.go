@@ -429,7 +429,7 @@ func (s *state) changeAt(b *batch, place frontends.Key, old, new *placed) {
 	changeList(b, list, at, 0, old.slots, new.slots, old.backends, new.backends)
 	changeList(b, list, at, internalOffset, old.slots, new.slots, old.internal, new.internal)
 	changeMembers(b, at, old.slots, new.slots)
-	changeSources(b, at, outermost(old.Sources), outermost(new.Sources))
+	changeSources(b, at, old.Sources, new.Sources)
 	changeElement(b, emptySet, at, old.rejects(), new.rejects(), nil, nil)
 	changeElement(b, frontendsMap, at, fromAll != nil, toAll != nil, s.number(b, fromAll), s.number(b, toAll))
 	changeElement(b, internalMap, at, fromInternal != nil, toInternal != nil, s.number(b, fromInternal), s.number(b, toInternal))
