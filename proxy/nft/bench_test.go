@@ -52,6 +52,7 @@ func TestCost(t *testing.T) {
 
 // TestLargeListing holds that nft(8) can list a large cluster's table.
 func TestLargeListing(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}

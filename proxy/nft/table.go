@@ -267,18 +267,27 @@ func (t *table) apply(c Change) error {
 		return err
 	}
 	b := t.state.apply(c)
-	if b.empty() {
-		return nil
-	}
-	err := t.commit(b, true)
-	if errors.Is(err, unix.ERESTART) { // other software's rules, as a rule. Check finds out
-		err = t.commit(b, false)
+	err := t.send(b.variants())
+	if err == nil {
+		err = t.send(b)
 	}
 	if err != nil {
 		t.stale = true
 		if _, err = t.recover(); err == nil {
 			t.link.stats.Repairs++
 		}
+	}
+	return err
+}
+
+// send commits a batch, if there is anything in it.
+func (t *table) send(b *batch) error {
+	if b.empty() {
+		return nil
+	}
+	err := t.commit(b, true)
+	if errors.Is(err, unix.ERESTART) { // other software's rules, as a rule. Check finds out
+		err = t.commit(b, false)
 	}
 	return err
 }
