@@ -42,6 +42,10 @@ bench-dns: tools build stock ## compare with CoreDNS, Knot, NSD and Unbound, int
 bench-dns-scale: tools build stock ## compare with CoreDNS on a large cluster, into docs/benchmarks.md (root; 5 minutes)
 	$(GO) run ./test/bench/scale -write docs/benchmarks.md $(FLAGS)
 
+.PHONY: bench-proxy
+bench-proxy: tools build stock-proxy ## compare with kube-proxy, into docs/benchmarks.md (root; 14 minutes)
+	$(GO) run ./test/bench/proxy -write docs/benchmarks.md $(FLAGS)
+
 .PHONY: bench-hosts
 bench-hosts: tools ## how soon a change is in the hosts file of a running container (root)
 	$(GO) test -run '^$$' -bench 'Change|Alias' -benchtime 2000x ./hostsmgr ./test/container
@@ -50,6 +54,11 @@ bench-hosts: tools ## how soon a change is in the hosts file of a running contai
 stock:
 	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' \
 		github.com/coredns/coredns@$$($(GO) list -m -f '{{.Version}}' github.com/coredns/coredns)
+
+.PHONY: stock-proxy
+stock-proxy:
+	cd test/e2e && $(GO) build -trimpath -o ../../bin/stock/kube-proxy \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)" k8s.io/kubernetes/cmd/kube-proxy
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (30s)

@@ -41,15 +41,15 @@ func (ks *keys) add(k frontends.Key) {
 	}
 }
 
-// cleanPause is the shortest time from one walk to the next. It doubles, up to maxRetry, while walks fail.
+// cleanPause is the shortest time from one walk to the next, and twice what a walk took if that is longer: where the kernel has some
+// hundred thousand entries that is a third of a second. It doubles, up to maxRetry, while walks fail.
 const cleanPause = 200 * time.Millisecond
 
 // note takes what a transaction is to change. An entry that goes while the rules lead where it leads comes back.
 func (c *cleaner) note(d frontends.Diff) {
-	c.changed = c.changed || slices.ContainsFunc(d.Put, func(f *frontends.Frontend) bool { return f.Protocol == frontends.UDP })
+	c.changed = c.changed || d.UDP
 	for _, k := range d.Delete {
 		if k.Protocol == frontends.UDP {
-			c.changed = true
 			c.going.add(k)
 		}
 	}
@@ -77,20 +77,21 @@ func (c *cleaner) again() {
 }
 
 func (c *cleaner) run(ctx context.Context) {
-	first, pause := true, cleanPause
+	first, failing, pause := true, false, cleanPause
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.wake:
 		}
+		begun := time.Now()
 		if err := c.walk(first); err == nil {
-			first, pause = false, cleanPause
+			first, failing, pause = false, false, max(cleanPause, 2*time.Since(begun))
 		} else {
-			if pause == cleanPause { // the first of a row
+			if !failing {
 				c.log.Error("stale connections of UDP may be left; trying again", "error", err)
 			}
-			pause = min(2*pause, maxRetry)
+			failing, pause = true, min(2*pause, maxRetry)
 			c.again()
 		}
 		if !sleep(ctx, pause) {

@@ -167,6 +167,7 @@ const (
 // Run keeps the kernel right until ctx ends. What is in the kernel stays there. It is for one call.
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.tables.Close()
+	p.tables.Read() // while the cluster is heard of
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	if p.addresses != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -52,6 +54,9 @@ While the API server is away the kernel goes on with what was last known; ropewa
 			if err := a.setup(cmd); err != nil {
 				return err
 			}
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(gcPercent)
+			}
 			config.Log, config.Registerer = a.log, a.registry
 			p, err := proxy.New(config)
 			if err != nil {
@@ -76,6 +81,10 @@ While the API server is away the kernel goes on with what was last known; ropewa
 	a.add(cmd, "127.0.0.1:10249")
 	return cmd
 }
+
+// gcPercent is what the heap may grow by between two collections. A large cluster's services are some 70 MB that stay, and changes leave
+// little behind: one collection in 20 s where 100 endpoints a second change.
+const gcPercent = 25
 
 // proxyFlags are those of a proxy.Config.
 type proxyFlags struct {

@@ -78,6 +78,24 @@ func (s *slice) equal(t *slice) bool {
 	return s.service == t.service && slices.Equal(s.ports, t.ports) && slices.Equal(s.endpoints, t.endpoints) && slices.EqualFunc(s.hints, t.hints, sameHints)
 }
 
+// udp reports whether a slice has a port of UDP.
+func (s *slice) udp() bool {
+	return slices.ContainsFunc(s.ports, func(p cluster.EndpointPort) bool { return p.Protocol == cluster.UDP })
+}
+
+// within reports whether all addresses of s are in t.
+func (s *slice) within(t *slice) bool {
+	same := func(a, b endpoint) bool { return a.addr == b.addr }
+	if slices.EqualFunc(s.endpoints, t.endpoints, same) {
+		return true
+	}
+	there := make(map[netip.Addr]struct{}, len(t.endpoints))
+	for _, e := range t.endpoints {
+		there[e.addr] = struct{}{}
+	}
+	return !slices.ContainsFunc(s.endpoints, func(e endpoint) bool { _, ok := there[e.addr]; return !ok })
+}
+
 // candidate is an endpoint that may become a backend of a service's port.
 type candidate struct {
 	netip.AddrPort

@@ -11,8 +11,8 @@ var protocols = map[cluster.Protocol]Protocol{cluster.TCP: TCP, cluster.UDP: UDP
 
 // make works out what is to be handed out for a service that is there.
 func (b *Builder) make(s *service) []*Frontend {
-	var fs []*Frontend
-	for _, is4 := range []bool{true, false} {
+	fs := make([]*Frontend, 0, len(s.spec.Ports)*(len(s.spec.ClusterIPs)+len(s.spec.Proxy.ExternalIPs)+len(s.spec.Proxy.LoadBalancerIPs)+2))
+	for _, is4 := range [...]bool{true, false} {
 		own := func(a netip.Addr) bool { return a.Is4() == is4 }
 		if !slices.ContainsFunc(s.spec.ClusterIPs, own) {
 			continue // the family is not the service's

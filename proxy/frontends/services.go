@@ -32,8 +32,8 @@ type Builder struct {
 	rivals  map[Key]map[*service]bool // who else wants it, and whether for a ClusterIP
 	hairpin map[netip.Addr]int        // services' uses of endpoints on this node
 
-	endpoints int // of all slices
-	dirty     map[*service]struct{}
+	endpoints int        // of all slices
+	dirty     []*service // a list: going through a map costs what it once held
 	diff      Diff
 	contended bool // a key has changed hands, and may be in diff twice
 	scratch   []candidate
@@ -55,10 +55,11 @@ type cidr struct {
 type service struct {
 	cluster.Key
 	spec    *cluster.Service // nil if it is not there, or nobody's to proxy
+	dirty   bool             // it waits to be worked out
 	slices  []*slice         // in the order of their names, so that the outcome does not depend on who came first
 	listing uint32
 	made    []*Frontend  // what was handed out
-	wants   []Key        // the keys of made, and those that another service has
+	lost    []Key        // what it wants and another service has
 	local   []netip.Addr // endpoints on this node
 	health  Health
 	trigger time.Time // the newest of its slices' changes since the last Take
@@ -70,6 +71,9 @@ type Diff struct {
 	Delete []Key
 	// Hairpin says of addresses of endpoints whether they are on this node.
 	Hairpin map[netip.Addr]bool
+	// UDP says that connections of UDP may be led where nothing is any more, or past a service: an address and port has come or gone, or an
+	// endpoint has.
+	UDP bool
 	// Health has the services whose health check is different.
 	Health map[cluster.Key]Health
 	// Node says that ServiceCIDRs or Node return something else.
@@ -104,7 +108,7 @@ type Rival struct {
 func New(o Options) *Builder {
 	return &Builder{
 		options: o, services: map[cluster.Key]*service{}, slices: map[cluster.Key]*slice{}, cidrs: map[cluster.Key]cidr{},
-		owners: map[Key]*service{}, rivals: map[Key]map[*service]bool{}, hairpin: map[netip.Addr]int{}, dirty: map[*service]struct{}{},
+		owners: map[Key]*service{}, rivals: map[Key]map[*service]bool{}, hairpin: map[netip.Addr]int{},
 	}
 }
 
@@ -222,7 +226,12 @@ func (b *Builder) sweep(kind cluster.Kind) {
 	}
 }
 
-func (b *Builder) touch(s *service) { b.dirty[s] = struct{}{} }
+func (b *Builder) touch(s *service) {
+	if !s.dirty {
+		s.dirty = true
+		b.dirty = append(b.dirty, s)
+	}
+}
 
 // service returns the service of a key, which may be there for the sake of its slices only.
 func (b *Builder) service(k cluster.Key) *service {
@@ -261,6 +270,7 @@ func (b *Builder) putSlice(o *cluster.Slice) {
 	b.endpoints += len(new.endpoints)
 	if old != nil {
 		b.endpoints -= len(old.endpoints)
+		b.diff.UDP = b.diff.UDP || old.udp() && (old.service != new.service || !slices.Equal(old.ports, new.ports) || !old.within(new))
 	}
 	switch i := indexOf(old); {
 	case old != nil && old.service == new.service:
@@ -290,6 +300,7 @@ func (b *Builder) dropSlice(k cluster.Key) {
 	if s := b.slices[k]; s != nil {
 		delete(b.slices, k)
 		b.endpoints -= len(s.endpoints)
+		b.diff.UDP = b.diff.UDP || s.udp() && len(s.endpoints) > 0
 		b.removeSlice(s)
 	}
 }
@@ -357,11 +368,14 @@ func PrimaryAddresses(n *cluster.Node) []netip.Addr {
 
 // Take returns what is different since it was called last, and works it out.
 func (b *Builder) Take() Diff {
-	for len(b.dirty) > 0 { // a key that becomes free makes those dirty who want it
-		for s := range b.dirty {
-			delete(b.dirty, s)
-			b.update(s)
-		}
+	for i := 0; i < len(b.dirty); i++ { // those who want a key that becomes free follow
+		x := b.dirty[i]
+		x.dirty = false
+		b.update(x)
+	}
+	b.dirty = slices.Delete(b.dirty, 0, len(b.dirty))
+	if cap(b.dirty) > 1<<12 {
+		b.dirty = nil // of the first time
 	}
 	d := b.diff
 	b.diff = Diff{}
@@ -470,57 +484,111 @@ func (b *Builder) setLocal(s *service, now []netip.Addr) {
 // claim brings what is handed out for a service to fs. Of several services that want the same address and port one gets it: a
 // ClusterIP comes before all else, then the order is that of names.
 func (b *Builder) claim(s *service, fs []*Frontend) {
-	old := make(map[Key]*Frontend, len(s.made))
-	for _, f := range s.made {
-		old[f.Key] = f
-	}
-	wanted := make(map[Key]bool, len(fs))
-	made, wants := fs[:0:0], make([]Key, 0, len(fs))
-	var invites []Key
-	for _, f := range fs {
-		if wanted[f.Key] {
+	made := make([]*Frontend, 0, len(fs))
+	var lost, invites []Key
+	wanted := newIndex(fs)
+	old := newIndex(s.made)
+	for i, f := range fs {
+		if wanted.at(f.Key) != i {
 			continue // two ports of the service, which the API does not allow
 		}
-		wanted[f.Key] = true
-		wants = append(wants, f.Key)
 		if owner := b.owners[f.Key]; owner != nil && owner != s {
 			was := owner.frontend(f.Key).ClusterIP
 			if before(was, owner, f.ClusterIP, s) {
 				b.addRival(f.Key, s, f.ClusterIP)
+				lost = append(lost, f.Key)
 				continue
 			}
 			b.contended = true
 			b.addRival(f.Key, owner, was)
 			owner.made = slices.DeleteFunc(owner.made, func(g *Frontend) bool { return g.Key == f.Key })
+			owner.lost = append(owner.lost, f.Key)
 		}
 		b.removeRival(f.Key, s)
 		b.owners[f.Key] = s
-		was := old[f.Key]
-		if was != nil && was.ClusterIP && !f.ClusterIP {
+		was := absent
+		if i := old.at(f.Key); i >= 0 {
+			was = s.made[i]
+		}
+		if was.ClusterIP && !f.ClusterIP {
 			invites = append(invites, f.Key)
 		}
-		if was != nil && was.equal(f) {
+		if was.equal(f) {
 			f = was
 		} else {
 			b.diff.Put = append(b.diff.Put, f)
+			b.diff.UDP = b.diff.UDP || f.Protocol == UDP && !was.within(f)
 		}
 		made = append(made, f)
 	}
-	for _, k := range s.wants {
-		if wanted[k] {
-			continue
-		}
-		b.removeRival(k, s)
-		if b.owners[k] == s {
+	for _, f := range s.made {
+		if k := f.Key; wanted.at(k) < 0 && b.owners[k] == s {
 			delete(b.owners, k)
 			b.diff.Delete = append(b.diff.Delete, k)
+			b.diff.UDP = b.diff.UDP || k.Protocol == UDP
+			invites = append(invites, k)
 		}
-		invites = append(invites, k)
 	}
-	s.wants, s.made = slices.Clip(wants), slices.Clip(made)
+	for _, k := range s.lost {
+		if wanted.at(k) < 0 {
+			b.removeRival(k, s)
+			invites = append(invites, k)
+		}
+	}
+	s.made, s.lost = slices.Clip(made), lost
 	for _, k := range invites {
 		b.invite(k)
 	}
+}
+
+// absent stands for a frontend that there was not.
+var absent = &Frontend{}
+
+// within reports whether all that f led to, and f was there, is where g leads to, too.
+func (f *Frontend) within(g *Frontend) bool {
+	return f.Port != 0 && subset(f.Backends, g.Backends) && subset(f.Internal, g.Internal)
+}
+
+// subset reports whether all of a are in b. Both are in order.
+func subset(a, b []netip.AddrPort) bool {
+	for _, x := range a {
+		i, ok := slices.BinarySearchFunc(b, x, netip.AddrPort.Compare)
+		if !ok {
+			return false
+		}
+		b = b[i:]
+	}
+	return true
+}
+
+// index finds frontends of a list by their keys.
+type index struct {
+	list []*Frontend
+	many map[Key]int // nil for a few, which it is faster to look through
+}
+
+func newIndex(list []*Frontend) index {
+	x := index{list: list}
+	if len(list) > 8 {
+		x.many = make(map[Key]int, len(list))
+		for i, f := range list {
+			if _, ok := x.many[f.Key]; !ok {
+				x.many[f.Key] = i
+			}
+		}
+	}
+	return x
+}
+
+// at returns the first place of a key, -1 if it is not in the list.
+func (x index) at(k Key) int {
+	if x.many == nil {
+		return slices.IndexFunc(x.list, func(f *Frontend) bool { return f.Key == k })
+	}
+	if i, ok := x.many[k]; ok {
+		return i
+	}
+	return -1
 }
 
 // before reports whether s comes before t, where only one can be. Each says whether its address is a ClusterIP of its own.

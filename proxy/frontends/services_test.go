@@ -326,13 +326,53 @@ func TestManyRivals(t *testing.T) {
 	for i := range 3 {
 		owner := b.services[service(i).Key()]
 		b.Apply(cluster.Deleted(cluster.KindService, owner.Key, time.Time{}))
-		delete(b.dirty, owner)
+		b.dirty, owner.dirty = nil, false
 		if b.update(owner); len(b.dirty) != 1 {
 			t.Errorf("%d services are looked at", len(b.dirty))
 		}
 		if d := b.Take(); len(d.Put) != 1 || len(d.Rivals) > 0 || b.owners[d.Put[0].Key].Name != service(i+1).Name {
 			t.Errorf("%d frontends, %d rivals", len(d.Put), len(d.Rivals))
 		}
+	}
+}
+
+// TestUDP holds when connections of UDP may be stale: not when endpoints come, or leave while they serve on.
+func TestUDP(t *testing.T) {
+	udp := func(pods ...string) *cluster.Slice {
+		s := sliceOf("a", pods...)
+		s.Ports[0].Protocol = cluster.UDP
+		return s
+	}
+	service := func(port uint16) *cluster.Service {
+		return web(func(s *cluster.Service) { s.Ports[0].Protocol, s.Ports[0].Port = cluster.UDP, port })
+	}
+	b := builder(Options{})
+	for i, step := range []struct {
+		object cluster.Object
+		want   bool
+	}{
+		{udp("10.0.0.1"), false}, // of no service
+		{service(80), true},
+		{service(80), false},
+		{udp("10.0.0.1", "10.0.0.2"), false},
+		{udp("10.0.0.2,leaving", "10.0.0.1"), true}, // it serves on, but that cannot be told from what frontends say
+		{udp("10.0.0.1"), true},
+		{udp("10.0.0.1", "10.0.0.2,leaving"), false},
+		{udp("10.0.0.1"), true}, // nothing of the frontends has changed
+		{service(81), true},
+		{udp(), true},
+		{udp("10.0.0.1"), false},
+		{sliceOf("tcp", "10.0.0.7"), false},
+		{sliceOf("tcp"), false},
+	} {
+		b.Apply(cluster.Upserted(step.object, time.Time{}))
+		if d := b.Take(); d.UDP != step.want {
+			t.Errorf("step %d: %v", i, d.UDP)
+		}
+	}
+	b.Apply(cluster.Deleted(cluster.KindService, service(81).Key(), time.Time{}))
+	if d := b.Take(); !d.UDP {
+		t.Error("the service's end")
 	}
 }
 

@@ -52,6 +52,7 @@ func TestCost(t *testing.T) {
 
 // TestLargeListing holds that nft(8) can list a large cluster's table.
 func TestLargeListing(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
@@ -84,7 +85,8 @@ func cost(t *testing.T, n, k int) {
 	debug.FreeOSMemory()
 	y := New(testNode())
 	defer y.Close()
-	report("a new agent finds all as it should be", func() { apply(t, y, Change{Put: fs}) })
+	report("a new agent reads what is there", y.Read)
+	report("it finds all as it should be", func() { apply(t, y, Change{Put: fs}) })
 	report("another interface", func() { n := testNode(); n.Interfaces = []string{"cni0"}; apply(t, y, Change{Node: &n}) })
 	report("nothing to repair", func() {
 		netns.Run(t, "nft", fmt.Sprintf("add table ip somebodys%d", n))

@@ -20,7 +20,7 @@ func (h *held) numbers() (found map[string]uint32, taken map[uint32]bool) {
 	for _, n := range slices.Sorted(maps.Keys(h.variants)) {
 		taken[n] = true
 		name := h.variants[n]
-		if _, ok := found[name]; !ok && n>>16 == variantBase>>16 {
+		if _, ok := found[name]; !ok && n >= variantBase && n < variantEnd {
 			found[name] = n
 		}
 	}

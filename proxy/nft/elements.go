@@ -75,20 +75,20 @@ func changeMembers(b *batch, at []byte, old, new map[netip.AddrPort]uint32) {
 
 // changeSources changes the clients that are let in to at.
 func changeSources(b *batch, at []byte, old, new []netip.Prefix) {
-	key := func(list []byte, p netip.Prefix) []byte {
-		list = append(putAddr(list, p.Addr()), at...)
-		return append(putAddr(list, last(p)), at...)
+	if slices.Equal(old, new) {
+		return
 	}
-	for _, p := range old {
-		if !slices.Contains(new, p) {
-			b.delete[sourcesSet] = key(b.delete[sourcesSet], p)
+	size := 2 * (len(at) - 8 + len(at)) // a range's first key and its last; at is an address and 8 bytes
+	keys := func(ps []netip.Prefix) ordered {
+		var list []byte
+		for _, p := range outermost(ps) {
+			list = append(putAddr(list, p.Addr()), at...)
+			list = append(putAddr(list, last(p)), at...)
 		}
+		return inOrder(list, size, size)
 	}
-	for _, p := range new {
-		if !slices.Contains(old, p) {
-			b.add[sourcesSet] = key(b.add[sourcesSet], p)
-		}
-	}
+	del, add, _ := difference(keys(old), keys(new))
+	b.delete[sourcesSet], b.add[sourcesSet] = append(b.delete[sourcesSet], del...), append(b.add[sourcesSet], add...)
 }
 
 // arrange returns want in an order that leaves as many as it can at the index they have in have.

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -28,7 +29,7 @@ func TestListing(t *testing.T) {
 	n.Interfaces = []string{"cni0", "veth*"}
 	x := New(n)
 	t.Cleanup(x.Close)
-	c := Change{Hairpin: map[netip.Addr]bool{netip.MustParseAddr(pod4(0)): true}}
+	c := Change{Hairpin: map[netip.Addr]bool{netip.MustParseAddr(clusternet.Pod4(0)): true}}
 	for _, addr := range []string{"10.96.0.10", "fd00:96::10"} {
 		six := addr[0] == 'f'
 		c.Put = append(c.Put,

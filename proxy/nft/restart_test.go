@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -168,6 +169,9 @@ type evolving struct {
 // change makes a random change and returns it.
 func (e *evolving) change() Change {
 	c := randomChange(e.Rand, e.IntN(2) == 0)
+	if e.IntN(4) == 0 {
+		c.Node = e.changeNode().Node
+	}
 	for _, k := range c.Delete {
 		delete(e.frontends, k)
 	}
@@ -192,13 +196,13 @@ func (e *evolving) changeNode() Change {
 	switch e.IntN(5) {
 	case 0:
 		n.Addresses = nil
-		for _, a := range []string{nodeAddr4, nodeAddr6, "192.0.2.3", "2001:db8::3", "192.0.2.4"} {
+		for _, a := range []string{clusternet.Node4, clusternet.Node6, "192.0.2.3", "2001:db8::3", "192.0.2.4"} {
 			if e.IntN(2) == 0 {
 				n.Addresses = append(n.Addresses, netip.MustParseAddr(a))
 			}
 		}
 	case 1:
-		n.ClusterCIDRs = some(podNet4, podNet6, "10.244.1.0/24", "10.244.0.0/16", "255.0.0.0/8", "fd00:244:1::/64")
+		n.ClusterCIDRs = some(clusternet.PodCIDR4, clusternet.PodCIDR6, "10.244.1.0/24", "10.244.0.0/16", "255.0.0.0/8", "fd00:244:1::/64")
 	case 2:
 		n.ServiceCIDRs = some("10.96.0.0/16", "10.96.0.0/15", "10.98.0.0/16", "fd00:96::/64", "fd00:96::/65", "fd00:96:1::/64", "::/0")
 	case 3:
@@ -222,6 +226,7 @@ func (e *evolving) start(t *testing.T) *Tables {
 // TestConverges brings the table from random states to others, by changes, a new agent that starts, or the repair of what strangers
 // spoil, and holds it to what an empty kernel gets. Another agent that starts then finds nothing to do.
 func TestConverges(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
@@ -241,6 +246,9 @@ func TestConverges(t *testing.T) {
 		}
 		apply(t, x, e.changeNode())
 		check(x, false, "our own changes")
+		if n := x.Stats().Failures; n != 0 {
+			t.Fatalf("%d transactions of our own changes failed", n)
+		}
 		switch round % 3 {
 		case 0:
 			spoil(t, what)
@@ -296,7 +304,65 @@ func TestConverges(t *testing.T) {
 	}
 }
 
-var variantKey = regexp.MustCompile("^ip6? (chain|variants) (pick-|drop-all)")
+// TestRandomTransactions holds that the kernel takes each of thousands of changes as it is sent, and that they add up to what an empty
+// kernel gets.
+func TestRandomTransactions(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	maxIdle = 8
+	e := &evolving{rand.New(rand.NewPCG(7, 8)), testNode(), map[frontends.Key]*frontends.Frontend{}, map[netip.Addr]bool{}}
+	x := e.start(t)
+	for i := range 3000 {
+		c := e.change()
+		if apply(t, x, c); x.Stats().Failures != 0 {
+			t.Fatalf("change %d: %+v", i, c)
+		}
+	}
+	if repaired, err := x.Check(); err != nil || repaired {
+		t.Errorf("repaired %v, %v", repaired, err)
+	}
+	x.Close()
+	e.start(t).Close() // takes out variants that are no longer in use
+	got := contents(t)
+	if err := Remove(); err != nil {
+		t.Fatal(err)
+	}
+	e.start(t)
+	if diff := cmp.Diff(contents(t), got); diff != "" {
+		t.Errorf("(-fresh +this): %s", diff)
+	}
+}
+
+// TestVariantsAreBounded scales a service to a thousand backends, one by one.
+func TestVariantsAreBounded(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	x := New(testNode())
+	t.Cleanup(x.Close)
+	f := cluster(1, 1000)[0]
+	var most int
+	for i := range f.Backends {
+		c := *f
+		c.Backends = f.Backends[:i+1]
+		apply(t, x, Change{Put: []*frontends.Frontend{&c}})
+		most = max(most, x.Stats().Elements["variants"])
+	}
+	if s := x.Stats(); s.Failures != 0 || most > maxIdle+3 {
+		t.Errorf("%d variants at a time, %+v", most, s)
+	}
+	h := readBack(t, ipv4)
+	if n := len(h.chains) - len(ipv4.chains(&Node{})); n > maxIdle+3 || n != len(h.variants) {
+		t.Errorf("%d chains, %d variants", n, len(h.variants))
+	}
+	if repaired, err := x.Check(); err != nil || repaired {
+		t.Errorf("repaired %v, %v", repaired, err)
+	}
+}
+
+var variantKey = regexp.MustCompile("^ip6? (chain|variants) (pick-|drop-all|guarded)")
 
 // TestSmallRepair holds that a repair leaves alone what is right: rules keep their handles.
 func TestSmallRepair(t *testing.T) {
@@ -323,6 +389,7 @@ func TestSmallRepair(t *testing.T) {
 
 // TestStrangers starts agents while other software changes rules of its own without a pause.
 func TestStrangers(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}

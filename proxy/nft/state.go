@@ -9,7 +9,7 @@ import (
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
 )
 
-// Change is what becomes different. A Key is in Put or in Delete, once.
+// Change is what becomes different. Delete comes first: a Key that is in Put, too, is there afterwards.
 type Change struct {
 	// Node is nil if it stays as it is.
 	Node   *Node
@@ -19,8 +19,13 @@ type Change struct {
 	Hairpin map[netip.Addr]bool
 }
 
-// variantBase is where the numbers of variants begin. They pass through the packet's priority, in which nothing else looks so.
-const variantBase = 0x52570000
+// variantBase is where the numbers of variants begin, and variantEnd is behind the last. They pass through the packet's priority,
+// in which nothing else looks so.
+const variantBase, variantEnd = 0x52570000, 0x53000000
+
+// maxIdle is how many variants may be without frontends before they are taken out. They are kept that long because numbers of
+// backends go up and down; and taken out because a service that is scaled from one backend to thousands passes through as many.
+var maxIdle = 64
 
 // state is what a table holds, or is about to. It is pure: what changes in it is written down in a batch.
 type state struct {
@@ -30,13 +35,12 @@ type state struct {
 	nodePorts  map[frontends.Key]struct{} // those of frontends that are node ports
 	clusterIPs map[netip.Addr]int         // frontends of each
 	hairpin    map[netip.Addr]struct{}
-	// variants are numbered as they come to be used. They stay until another agent starts: there are about as many as there are
-	// different numbers of backends.
-	variants map[variant]uint32
-	found    map[string]uint32 // numbers that the kernel has for chains by their names
-	taken    map[uint32]bool   // numbers that new variants may not have: a transaction cannot give one another meaning
-	next     uint32            // the first number that may be free
-	count    [numSets]int      // elements
+	variants   map[variant]uint32 // numbered as they come to be used
+	users      map[variant]int    // frontends of each variant that has any
+	found      map[string]uint32  // numbers that the kernel has for chains by their names
+	taken      map[uint32]bool    // numbers that new variants may not have: a transaction cannot give one another meaning
+	next       uint32             // where to look for a free number: one that was in use is not to mean something else soon
+	count      [numSets]int       // elements
 }
 
 // placed is a frontend as it is in the kernel.
@@ -54,7 +58,7 @@ func (p *placed) there() bool { return p.Port != 0 }
 func newState(f family, n Node) *state {
 	return &state{
 		family: f, node: n, frontends: map[frontends.Key]*placed{}, nodePorts: map[frontends.Key]struct{}{},
-		clusterIPs: map[netip.Addr]int{}, hairpin: map[netip.Addr]struct{}{}, variants: map[variant]uint32{}, next: variantBase,
+		clusterIPs: map[netip.Addr]int{}, hairpin: map[netip.Addr]struct{}{}, variants: map[variant]uint32{}, users: map[variant]int{}, taken: map[uint32]bool{}, next: variantBase,
 	}
 }
 
@@ -79,15 +83,28 @@ func (b *batch) empty() bool {
 	return !b.anew && len(b.dropSets)+len(b.drop)+len(b.fill)+len(b.make) == 0
 }
 
-// apply makes a change in the state and returns what it means for the kernel.
+// variants takes the variants that are made or dropped out of a batch of apply, for a transaction before it. In the kernel (nft_do_chain,
+// 6.18) a packet has the rules of the generation in which it began, and the elements of the one that each lookup is in: a packet that is
+// under way finds a chain empty which is made together with the element that leads there.
+func (b *batch) variants() *batch {
+	first := &batch{drop: b.drop, make: b.make}
+	first.delete[variantsMap], first.add[variantsMap] = b.delete[variantsMap], b.add[variantsMap]
+	b.drop, b.make, b.delete[variantsMap], b.add[variantsMap] = nil, nil, nil, nil
+	return first
+}
+
+// apply makes a change in the state and returns what it means for the kernel. Each place where connections arrive is compared once, as
+// it was before and as it is in the end, so that no element is deleted that is not there, or added that is.
 func (s *state) apply(c Change) *batch {
 	b := &batch{}
+	s.dropIdle(b)
+	was := s.before(c)
 	if c.Node != nil {
 		s.setNode(b, *c.Node)
 	}
 	for _, k := range c.Delete {
 		if p := s.frontends[k]; p != nil {
-			s.change(b, k, p, absent)
+			s.use(b, p, -1)
 			s.forget(k)
 		}
 	}
@@ -95,6 +112,14 @@ func (s *state) apply(c Change) *batch {
 		if f.Addr.Is4() == s.is4() {
 			s.put(b, f)
 		}
+	}
+	for i, place := range was.places {
+		if is := s.at(place); is != was.there[i] {
+			s.changeAt(b, place, was.there[i], is)
+		}
+	}
+	for a, had := range was.clusterIPs {
+		changeElement(b, clusterIPsSet, a.AsSlice(), had, s.clusterIPs[a] > 0, nil, nil)
 	}
 	for a, on := range c.Hairpin {
 		if a.Is4() == s.is4() {
@@ -105,6 +130,85 @@ func (s *state) apply(c Change) *batch {
 		s.count[i] += len(b.add[i])/spec.size() - len(b.delete[i])/spec.keySize()
 	}
 	return b
+}
+
+// before is what there is where a change may make a difference.
+type before struct {
+	places     []frontends.Key // each once
+	there      []*placed       // at these places
+	clusterIPs map[netip.Addr]bool
+}
+
+func (s *state) before(c Change) *before {
+	was := &before{clusterIPs: map[netip.Addr]bool{}}
+	seen := map[frontends.Key]bool{}
+	add := func(place frontends.Key) {
+		if place.Addr.Is4() == s.is4() && !seen[place] {
+			seen[place] = true
+			was.places, was.there = append(was.places, place), append(was.there, s.at(place))
+			was.clusterIPs[place.Addr] = s.clusterIPs[place.Addr] > 0
+		}
+	}
+	addKey := func(k frontends.Key, nodeAddrs []netip.Addr) {
+		if !k.NodePort() {
+			add(k)
+			return
+		}
+		for _, a := range nodeAddrs {
+			add(frontends.Key{Addr: a, Protocol: k.Protocol, Port: k.Port})
+		}
+	}
+	stay, move := s.movedAddrs(c.Node)
+	if len(move) > 0 {
+		for k := range s.nodePorts {
+			addKey(k, move)
+		}
+	}
+	nodeAddrs := slices.Concat(stay, move)
+	for _, k := range c.Delete {
+		addKey(k, nodeAddrs)
+	}
+	for _, f := range c.Put {
+		addKey(f.Key, nodeAddrs)
+	}
+	return was
+}
+
+// movedAddrs returns which of the node's addresses stay, and which come or go. The node stays as it is if n is nil.
+func (s *state) movedAddrs(n *Node) (stay, move []netip.Addr) {
+	old := s.nodeAddrs(&s.node)
+	if n == nil {
+		return old, nil
+	}
+	new := s.nodeAddrs(n)
+	for _, a := range old {
+		if slices.Contains(new, a) {
+			stay = append(stay, a)
+		} else {
+			move = append(move, a)
+		}
+	}
+	for _, a := range new {
+		if !slices.Contains(old, a) {
+			move = append(move, a)
+		}
+	}
+	return stay, move
+}
+
+// at returns what is at a place: the frontend of that very address, or else the node port. A service may have an address of the node
+// for an external one, and its port be another's node port.
+func (s *state) at(place frontends.Key) *placed {
+	if p := s.frontends[place]; p != nil {
+		return p
+	}
+	if slices.Contains(s.node.Addresses, place.Addr) {
+		place.Addr = s.unspecified()
+		if p := s.frontends[place]; p != nil {
+			return p
+		}
+	}
+	return absent
 }
 
 // note makes a change in the state of a table that is about to be read back.
@@ -127,6 +231,43 @@ func (s *state) note(c Change) {
 	}
 }
 
+// use counts a frontend, with 1, or no longer, with -1, for what frontends share: variants and ClusterIPs.
+func (s *state) use(b *batch, p *placed, n int) {
+	all, internal := p.variants()
+	for _, v := range []*variant{all, internal} {
+		if v == nil {
+			continue
+		}
+		s.number(b, v)
+		if s.users[*v] += n; s.users[*v] == 0 {
+			delete(s.users, *v)
+		}
+	}
+	if p.ClusterIP {
+		if s.clusterIPs[p.Addr] += n; s.clusterIPs[p.Addr] == 0 {
+			delete(s.clusterIPs, p.Addr)
+		}
+	}
+}
+
+// dropIdle takes out the variants that have had no frontend since before this change, if there are many. No packet is on its way to
+// them, but for one that was seen before the last change; services looks such a one up again.
+func (s *state) dropIdle(b *batch) {
+	if len(s.variants)-len(s.users) <= maxIdle {
+		return
+	}
+	for _, v := range slices.SortedFunc(maps.Keys(s.variants), byName) {
+		if s.users[v] > 0 {
+			continue
+		}
+		n := s.variants[v]
+		b.drop = append(b.drop, v.chain())
+		b.delete[variantsMap] = putNumber(b.delete[variantsMap], n)
+		delete(s.variants, v)
+		delete(s.taken, n)
+	}
+}
+
 func (s *state) remember(p *placed) {
 	s.frontends[p.Key] = p
 	if p.NodePort() {
@@ -140,6 +281,13 @@ func (s *state) forget(k frontends.Key) {
 }
 
 func (s *state) is4() bool { return s.size == 4 }
+
+func (s *state) unspecified() netip.Addr {
+	if s.is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
 
 // all returns the batch that fills an empty table with all that is noted. What the kernel holds, if h is not nil, keeps its order
 // and its numbers as far as they are of use.
@@ -157,17 +305,25 @@ func (s *state) all(h *held) *batch {
 	}
 	b.make = s.chains(&s.node)
 	s.numberAll(b, need, old.frontends)
-	for k, p := range old.frontends {
+	s.found = nil // those that have not come to be used are taken out
+	s.frontends, s.nodePorts = old.frontends, old.nodePorts
+	for k, p := range s.frontends {
 		have := absent
 		if h != nil {
 			have = h.placed(s, p.Frontend)
 		}
-		p := place(p.Frontend, have)
-		s.change(b, k, absent, p)
-		s.remember(p)
+		p = place(p.Frontend, have)
+		s.frontends[k] = p
+		s.use(b, p, 1)
+		for _, a := range s.addrs(k) {
+			s.changeAt(b, frontends.Key{Addr: a, Protocol: k.Protocol, Port: k.Port}, absent, p)
+		}
 	}
 	for a := range old.hairpin {
 		s.setHairpin(b, a, true)
+	}
+	for a := range s.clusterIPs {
+		b.add[clusterIPsSet] = putAddr(b.add[clusterIPsSet], a)
 	}
 	b.add[clusterCIDRsSet] = s.ranges(s.node.ClusterCIDRs)
 	b.add[serviceCIDRsSet] = s.ranges(s.node.ServiceCIDRs)
@@ -190,32 +346,19 @@ func (s *state) reserve(b *batch, frontends map[frontends.Key]*placed) {
 	b.add[frontendsMap] = make([]byte, 0, len(frontends)*specs[frontendsMap].size())
 }
 
-// setNode changes the node: the ranges that differ, the addresses of node ports, and the chains whose rules differ.
+// setNode changes the node: the ranges that differ, and the chains whose rules differ. Node ports are not its affair.
 func (s *state) setNode(b *batch, n Node) {
 	n = n.clone()
 	s.changeRanges(b, clusterCIDRsSet, s.node.ClusterCIDRs, n.ClusterCIDRs)
 	s.changeRanges(b, serviceCIDRsSet, s.node.ServiceCIDRs, n.ServiceCIDRs)
-	old, before := s.nodeAddrs(), s.node
+	was := s.node
 	s.node = n
-	for k := range s.nodePorts {
-		p := s.frontends[k]
-		for _, a := range old {
-			if !slices.Contains(s.nodeAddrs(), a) {
-				s.changeAt(b, a, k, p, absent)
-			}
-		}
-		for _, a := range s.nodeAddrs() {
-			if !slices.Contains(old, a) {
-				s.changeAt(b, a, k, absent, p)
-			}
-		}
-	}
-	if before.mark() == n.mark() && slices.Equal(before.Interfaces, n.Interfaces) && before.knowsPods(s.family) == n.knowsPods(s.family) {
+	if was.mark() == n.mark() && slices.Equal(was.Interfaces, n.Interfaces) && was.knowsPods(s.family) == n.knowsPods(s.family) {
 		return
 	}
-	was := s.allChains(&before)
+	old := s.allChains(&was)
 	for i, c := range s.allChains(&n) {
-		if !slices.Equal(s.digests(c), s.digests(was[i])) {
+		if !slices.Equal(s.digests(c), s.digests(old[i])) {
 			b.fill = append(b.fill, c)
 		}
 	}
@@ -237,12 +380,10 @@ func (s *state) put(b *batch, f *frontends.Frontend) {
 		old = absent
 	case old.Frontend == f:
 		return
-	case (old.Affinity == 0) != (f.Affinity == 0): // its backends are in another set
-		s.change(b, f.Key, old, absent)
-		old = absent
 	}
 	p := place(f, old)
-	s.change(b, f.Key, old, p)
+	s.use(b, p, 1)
+	s.use(b, old, -1)
 	s.remember(p)
 }
 
@@ -270,16 +411,13 @@ func (s *state) setHairpin(b *batch, a netip.Addr, on bool) {
 	*list = putAddr(putAddr(*list, a), a)
 }
 
-// change brings what the kernel has for a key from old to new.
-func (s *state) change(b *batch, k frontends.Key, old, new *placed) {
-	for _, a := range s.addrs(k) {
-		s.changeAt(b, a, k, old, new)
+// changeAt brings what the kernel has at a place from old to new.
+func (s *state) changeAt(b *batch, place frontends.Key, old, new *placed) {
+	if old.there() && new.there() && (old.Affinity == 0) != (new.Affinity == 0) { // the backends are in another set
+		s.changeAt(b, place, old, absent)
+		s.changeAt(b, place, absent, new)
+		return
 	}
-	s.countClusterIP(b, k.Addr, old.ClusterIP, new.ClusterIP)
-}
-
-// changeAt is change for one of the addresses that a key stands for.
-func (s *state) changeAt(b *batch, a netip.Addr, k frontends.Key, old, new *placed) {
 	list := backendsMap
 	if old.Affinity != 0 || new.Affinity != 0 {
 		list = slotsMap
@@ -287,28 +425,31 @@ func (s *state) changeAt(b *batch, a netip.Addr, k frontends.Key, old, new *plac
 	fromAll, fromInternal := old.variants()
 	toAll, toInternal := new.variants()
 	var room [24]byte
-	at := appendWhere(room[:0], a, k)
+	at := appendWhere(room[:0], place.Addr, place)
 	changeList(b, list, at, 0, old.slots, new.slots, old.backends, new.backends)
 	changeList(b, list, at, internalOffset, old.slots, new.slots, old.internal, new.internal)
 	changeMembers(b, at, old.slots, new.slots)
-	changeSources(b, at, outermost(old.Sources), outermost(new.Sources))
+	changeSources(b, at, old.Sources, new.Sources)
 	changeElement(b, emptySet, at, old.rejects(), new.rejects(), nil, nil)
 	changeElement(b, frontendsMap, at, fromAll != nil, toAll != nil, s.number(b, fromAll), s.number(b, toAll))
 	changeElement(b, internalMap, at, fromInternal != nil, toInternal != nil, s.number(b, fromInternal), s.number(b, toInternal))
 }
 
 // addrs returns the addresses that a key stands for. A node port has elements for each of the node's, so that one lookup
-// finds it as it finds all else.
+// finds it as it finds all else; but for those where at finds another frontend.
 func (s *state) addrs(k frontends.Key) []netip.Addr {
 	if !k.NodePort() {
 		return []netip.Addr{k.Addr}
 	}
-	return s.nodeAddrs()
+	return slices.DeleteFunc(s.nodeAddrs(&s.node), func(a netip.Addr) bool {
+		return s.frontends[frontends.Key{Addr: a, Protocol: k.Protocol, Port: k.Port}] != nil
+	})
 }
 
-func (s *state) nodeAddrs() []netip.Addr {
+// nodeAddrs returns the addresses of a node that are of the table's family, each once.
+func (s *state) nodeAddrs(n *Node) []netip.Addr {
 	var as []netip.Addr
-	for _, a := range s.node.Addresses {
+	for _, a := range n.Addresses {
 		if a.Is4() == s.is4() && !slices.Contains(as, a) {
 			as = append(as, a)
 		}
@@ -369,12 +510,9 @@ func (s *state) number(b *batch, v *variant) []byte {
 	if !ok {
 		n, ok = s.found[v.chain()]
 		if !ok {
-			for s.taken[s.next] {
-				s.next++
-			}
-			n = s.next
-			s.next++
+			n = s.freeNumber()
 		}
+		s.taken[n] = true
 		s.variants[*v] = n
 		b.make = append(b.make, chain{name: v.chain(), rules: v.rules(s.family, &s.node)})
 		b.add[variantsMap] = putNumber(b.add[variantsMap], n)
@@ -382,16 +520,14 @@ func (s *state) number(b *batch, v *variant) []byte {
 	return putNumber(nil, n)
 }
 
-func (s *state) countClusterIP(b *batch, a netip.Addr, was, is bool) {
-	switch {
-	case is && !was:
-		if s.clusterIPs[a]++; s.clusterIPs[a] == 1 {
-			b.add[clusterIPsSet] = putAddr(b.add[clusterIPsSet], a)
+func (s *state) freeNumber() uint32 {
+	for {
+		n := s.next
+		if s.next++; s.next == variantEnd {
+			s.next = variantBase
 		}
-	case was && !is:
-		if s.clusterIPs[a]--; s.clusterIPs[a] == 0 {
-			delete(s.clusterIPs, a)
-			b.delete[clusterIPsSet] = putAddr(b.delete[clusterIPsSet], a)
+		if !s.taken[n] {
+			return n
 		}
 	}
 }

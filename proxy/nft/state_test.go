@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
 )
 
 // kernel is what a table's sets would hold: it takes batches as strictly as the kernel does.
@@ -52,11 +53,15 @@ func (k *kernel) take(t *testing.T, s *state, b *batch) {
 func TestRandomChanges(t *testing.T) {
 	for _, f := range []family{ipv4, ipv6} {
 		r := rand.New(rand.NewPCG(1, 2))
+		e := &evolving{Rand: r, node: testNode()}
 		s := newState(f, testNode())
 		var k kernel
 		k.take(t, s, s.all(nil))
 		for range 3000 {
 			c := randomChange(r, f.size == 16)
+			if r.IntN(3) == 0 {
+				c.Node = e.changeNode().Node
+			}
 			k.take(t, s, s.apply(c))
 			for key, p := range s.frontends {
 				checkBackends(t, s, &k, key, p)
@@ -64,10 +69,8 @@ func TestRandomChanges(t *testing.T) {
 		}
 		// Numbers and orders may differ; how many there are, and of what, may not.
 		var fresh kernel
-		again := newState(f, testNode())
-		for key, p := range s.frontends {
-			again.frontends[key] = p
-		}
+		again := newState(f, s.node)
+		again.frontends, again.nodePorts = maps.Clone(s.frontends), maps.Clone(s.nodePorts)
 		again.hairpin = maps.Clone(s.hairpin)
 		fresh.take(t, again, again.all(nil))
 		for i, spec := range s.specs() {
@@ -114,36 +117,57 @@ func checkBackends(t *testing.T, s *state, k *kernel, key frontends.Key, p *plac
 	}
 }
 
+// randomChange changes one to three frontends, some of them twice. One key is an address and node port of the node.
 func randomChange(r *rand.Rand, six bool) Change {
-	vip, any := "10.96.0.%d", "0.0.0.0"
+	c := Change{Hairpin: map[netip.Addr]bool{pods(six, r.IntN(3))[0].Addr(): r.IntN(2) == 0}}
+	for range 1 + r.IntN(3) {
+		f := randomFrontend(r, six)
+		if r.IntN(6) == 0 {
+			c.Delete = append(c.Delete, f.Key)
+		} else {
+			c.Put = append(c.Put, f)
+		}
+	}
+	return c
+}
+
+func randomFrontend(r *rand.Rand, six bool) *frontends.Frontend {
+	vip, any, node, everybody, last := "10.96.0.%d", "0.0.0.0", clusternet.Node4, "0.0.0.0/0", "255.0.0.0/8"
 	if six {
-		vip, any = "fd00:96::%d", "::"
+		vip, any, node, everybody, last = "fd00:96::%d", "::", clusternet.Node6, "::/0", "ff00::/8"
 	}
 	k := key(frontends.TCP, fmt.Sprintf(vip, 1+r.IntN(4)), uint16(80+r.IntN(2)))
-	if r.IntN(5) == 0 {
-		k = key(frontends.TCP, any, 30080)
-	}
-	c := Change{Hairpin: map[netip.Addr]bool{pods(six, r.IntN(3))[0].Addr(): r.IntN(2) == 0}}
-	if r.IntN(6) == 0 {
-		c.Delete = []frontends.Key{k}
-		return c
+	switch r.IntN(8) {
+	case 0, 1:
+		k = key(frontends.TCP, any, uint16(30080+r.IntN(2)))
+	case 2:
+		k = key(frontends.TCP, node, 30080)
 	}
 	some := func() []netip.AddrPort { return pods(six, r.Perm(8)[:r.IntN(8)]...) }
 	f := &frontends.Frontend{
-		Key: k, ClusterIP: !k.NodePort() && r.IntN(3) > 0, Backends: some(),
-		Masquerade: frontends.Masquerade(r.IntN(3)), Empty: frontends.Empty(r.IntN(2)), Affinity: time.Duration(r.IntN(2)) * time.Minute,
+		Key: k, ClusterIP: k.Port < 100 && r.IntN(3) > 0, Backends: some(),
+		Masquerade: frontends.Masquerade(r.IntN(3)), Empty: frontends.Empty(r.IntN(2)), Affinity: time.Duration(r.IntN(3)) * time.Minute,
 	}
 	if r.IntN(3) == 0 {
 		f.Internal = some()
 	}
-	if r.IntN(3) == 0 && !six {
+	if r.IntN(9) == 0 && len(f.Backends) > 0 {
+		f.Backends = append(f.Backends, f.Backends[0])
+	}
+	if r.IntN(3) == 0 {
+		f.Sources = []netip.Prefix{}
 		for range r.IntN(4) {
 			a := netip.AddrFrom4([4]byte{10, byte(r.IntN(3)), 0, 0})
+			if six {
+				a = netip.AddrFrom16([16]byte{0x20, byte(r.IntN(3))})
+			}
 			f.Sources = append(f.Sources, netip.PrefixFrom(a, 8+8*r.IntN(2)))
 		}
+		if r.IntN(4) == 0 {
+			f.Sources = append(f.Sources, netip.MustParsePrefix([]string{everybody, last}[r.IntN(2)]))
+		}
 	}
-	c.Put = []*frontends.Frontend{f}
-	return c
+	return f
 }
 
 // TestChangeFollowsTheChange holds that one backend of many costs an element or two, wherever it is.

@@ -82,6 +82,16 @@ func (c *Change) validate() error {
 	return errors.Join(errs...)
 }
 
+// Read reads what the kernel holds ahead of the first Apply, which then has to compare only, unless somebody else changes rules in
+// between. That is for the time in which a caller waits for what it is to apply. Errors come again with Apply.
+func (t *Tables) Read() {
+	for _, f := range t.families {
+		if h, err := f.read(); err == nil && h.generation != 0 {
+			f.early = h
+		}
+	}
+}
+
 // Check asks the kernel for the number of its last transaction. If that was not one of ours, it reads the tables back and changes
 // what is not as it should be; it returns whether anything was not. Without that it takes some microseconds; with it, time that
 // grows with the tables, so that a caller among software that changes rules all the time should pause between calls. Before the
@@ -223,7 +233,13 @@ func (l *link) commit(f family, size int, sure bool, write func(*message)) error
 	case err == nil:
 		l.stats.Transactions++
 		if l.generation != 0 {
-			l.generation = max(l.generation+1, 1) // as the kernel counts
+			before := l.generation
+			l.generation = max(before+1, 1) // as the kernel counts
+			for _, t := range l.tables {    // the other family's is not touched
+				if t.early != nil && t.early.generation == before {
+					t.early.generation = l.generation
+				}
+			}
 		}
 		return nil
 	case errors.Is(err, unix.ERESTART):
@@ -239,8 +255,9 @@ func (l *link) commit(f family, size int, sure bool, write func(*message)) error
 type table struct {
 	*state
 	link  *link
-	stale bool // the state is not what the kernel was last told
-	doubt bool // somebody else may have changed it
+	stale bool  // the state is not what the kernel was last told
+	doubt bool  // somebody else may have changed it
+	early *held // what was read ahead; of no use once the generation is another
 }
 
 func (t *table) apply(c Change) error {
@@ -250,18 +267,27 @@ func (t *table) apply(c Change) error {
 		return err
 	}
 	b := t.state.apply(c)
-	if b.empty() {
-		return nil
-	}
-	err := t.commit(b, true)
-	if errors.Is(err, unix.ERESTART) { // other software's rules, as a rule. Check finds out
-		err = t.commit(b, false)
+	err := t.send(b.variants())
+	if err == nil {
+		err = t.send(b)
 	}
 	if err != nil {
 		t.stale = true
 		if _, err = t.recover(); err == nil {
 			t.link.stats.Repairs++
 		}
+	}
+	return err
+}
+
+// send commits a batch, if there is anything in it.
+func (t *table) send(b *batch) error {
+	if b.empty() {
+		return nil
+	}
+	err := t.commit(b, true)
+	if errors.Is(err, unix.ERESTART) { // other software's rules, as a rule. Check finds out
+		err = t.commit(b, false)
 	}
 	return err
 }
@@ -334,6 +360,12 @@ func (t *table) adjust(sure bool) (changed bool, err error) {
 func (t *table) read() (*held, error) {
 	if err := t.link.open(); err != nil {
 		return nil, err
+	}
+	if h := t.early; h != nil {
+		t.early = nil
+		if g, err := t.link.socket.generation(); err == nil && g == h.generation {
+			return h, nil
+		}
 	}
 	h, err := t.link.socket.outline(t.family)
 	switch {

@@ -4,9 +4,9 @@ import (
 	"bufio"
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,12 +15,14 @@ import (
 	"github.com/google/nftables"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
 // TestTrace holds that the first packet of a connection passes the same rules with 10,000 services as with ten, and with affinity,
 // too; and that the chains which it passes have the same rules.
 func TestTrace(t *testing.T) {
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
@@ -33,11 +35,12 @@ func TestTrace(t *testing.T) {
 	}
 	apply(t, x, Change{Put: append(cluster(10, 3), fs...)})
 	walk := func() map[string][]string {
+		trace := tracer(t, fs)
 		out := map[string][]string{}
 		for _, f := range fs {
 			for _, from := range []string{"pod0", "outside"} {
 				addr := net.JoinHostPort(f.Addr.String(), fmt.Sprint(f.Port))
-				out[addr+" from "+from] = trace(t, from, addr)
+				out[addr+" from "+from] = trace(from, addr)
 			}
 		}
 		return out
@@ -59,75 +62,102 @@ func TestTrace(t *testing.T) {
 // varies is what differs in the traces of two packets.
 var varies = regexp.MustCompile(`0x[0-9a-f]{8}|trace id [0-9a-f]+ `)
 
-// trace returns the rules of our tables that the first packet of a connection matches, with the number of rules that their
-// chains have.
-func trace(t *testing.T, from, addr string) []string {
+// tracer returns a function that connects to one of the frontends, and returns the rules of our tables that the first packet
+// matches, with the number of rules that their chains have.
+func tracer(t *testing.T, fs []*frontends.Frontend) func(from, addr string) []string {
 	t.Helper()
-	host, port, _ := net.SplitHostPort(addr)
-	family, field, number := "ip", "ip daddr", nftables.TableFamilyIPv4
-	if strings.Contains(host, ":") {
-		family, field, number = "ip6", "ip6 daddr", nftables.TableFamilyIPv6
-	}
-	counts := chainRules(t, number)
-	netns.Run(t, "nft", fmt.Sprintf("table %s probe { chain c { type filter hook prerouting priority -300; %s %s tcp dport %s tcp flags syn meta nftrace set 1; }; }", family, field, host, port))
-	defer netns.Run(t, "nft", "delete", "table", family, "probe")
-	cmd := exec.Command("nft", "monitor", "trace")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := make(chan string, 1000)
-	go func() {
-		defer close(lines)
-		for in := bufio.NewScanner(out); in.Scan(); {
-			lines <- in.Text()
+	counts := map[string]map[string]int{"ip": chainRules(t, nftables.TableFamilyIPv4), "ip6": chainRules(t, nftables.TableFamilyIPv6)}
+	for _, family := range []string{"ip", "ip6"} {
+		probe := "delete table " + family + " probe; table " + family + " probe { chain c { type filter hook prerouting priority -300;"
+		for _, f := range fs {
+			if f.Addr.Is4() == (family == "ip") {
+				probe += fmt.Sprintf(" %s daddr %s tcp dport %d tcp flags syn meta nftrace set 1;", family, f.Addr, f.Port)
+			}
 		}
-	}()
-	stop := func() {
-		_ = cmd.Process.Kill()
-		for range lines {
-		}
-		_ = cmd.Wait()
+		netns.Run(t, "nft", "table "+family+" probe; "+probe+" }; }")
 	}
-	defer stop()
-	// It says nothing of when it listens: connections are made until one has been seen whole.
-	var id string
-	var rules []string
-	for begun := time.Now(); time.Since(begun) < 20*time.Second; {
-		if _, _, err := ask(t, from, "tcp", addr); err != nil {
-			t.Fatal(err)
+	lines := monitor(t)
+	heard := false
+	return func(from, addr string) []string {
+		t.Helper()
+		var id string
+		var rules []string
+		to := netip.MustParseAddrPort(addr)
+		client := map[bool]map[string]string{
+			true:  {"pod0": clusternet.Pod4(0), "outside": clusternet.Outside4},
+			false: {"pod0": clusternet.Pod6(0), "outside": clusternet.Outside6},
+		}[to.Addr().Is4()][from]
+		packet := func(line string) bool {
+			return strings.Contains(line, fmt.Sprintf(" saddr %s ip", client)) && strings.Contains(line, fmt.Sprintf(" daddr %s ip", to.Addr())) &&
+				strings.Contains(line, fmt.Sprintf(" dport %d ", to.Port()))
 		}
-		quiet := time.After(300 * time.Millisecond)
-	read:
-		for {
+		connect := func() {
+			if _, _, err := clusternet.Ask(t, from, "tcp", addr); err != nil {
+				t.Fatal(err)
+			}
+		}
+		connect()
+		for end := time.After(20 * time.Second); ; {
+			var again <-chan time.Time
+			if !heard { // it says nothing of when it listens
+				again = time.After(50 * time.Millisecond)
+			}
 			select {
 			case l, ok := <-lines:
 				if !ok {
 					t.Fatal("nft monitor ended")
 				}
 				f := strings.Fields(l)
-				if len(f) < 6 || f[0] != "trace" {
+				if len(f) < 7 || f[0] != "trace" {
 					continue
 				}
-				if id == "" && strings.Contains(l, family+" probe c packet") {
+				heard = true
+				if id == "" && strings.Contains(l, " probe c packet") && packet(l) {
 					id = f[2]
 				}
-				if f[2] == id && f[3] == family && f[4] == TableName && f[6] == "rule" {
-					rules = append(rules, fmt.Sprintf("%s, of %d: %s", f[5], counts[f[5]], varies.ReplaceAllString(strings.Join(f[7:], " "), "N")))
+				if f[2] != id || f[4] != TableName {
+					continue
 				}
-			case <-quiet:
-				break read
+				if f[6] == "rule" {
+					rules = append(rules, fmt.Sprintf("%s, of %d: %s", f[5], counts[f[3]][f[5]], varies.ReplaceAllString(strings.Join(f[7:], " "), "N")))
+				}
+				if f[5] == "nat-postrouting" && strings.HasSuffix(strings.TrimRight(l, " )"), "accept") { // the last that a packet passes
+					return rules
+				}
+			case <-again:
+				connect()
+			case <-end:
+				t.Fatalf("no trace of %s from %s: %q", addr, from, rules)
 			}
 		}
-		if id != "" && slices.ContainsFunc(rules, func(r string) bool { return strings.Contains(r, "dnat") }) {
-			return rules
-		}
 	}
-	t.Fatalf("no trace of %s from %s: %q", addr, from, rules)
-	return nil
+}
+
+// monitor returns the lines of nft monitor trace, which ends with the test.
+func monitor(t *testing.T) <-chan string {
+	t.Helper()
+	cmd := exec.Command("nft", "monitor", "trace")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := make(chan string, 10000)
+	go func() {
+		defer close(lines)
+		for in := bufio.NewScanner(out); in.Scan(); {
+			lines <- in.Text()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		for range lines {
+		}
+		_ = cmd.Wait()
+	})
+	return lines
 }
 
 // chainRules returns how many rules each of our chains has.

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/ropewalk-net/ropewalk/proxy/frontends"
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -72,6 +73,7 @@ func TestTraffic(t *testing.T) {
 	if !netns.Enter(t) {
 		return
 	}
+	maxIdle = 0 // variants are taken out as soon as they can be
 	x := started(t, 4)
 	echo, said := stream(t)
 	service := func(is ...int) *frontends.Frontend {
@@ -142,7 +144,7 @@ func stream(t *testing.T) (addr string, said func(t *testing.T, addr string) fun
 	t.Helper()
 	var l net.Listener
 	var err error
-	netns.In(t, "pod0", func() { l, err = net.Listen("tcp", net.JoinHostPort(pod4(0), "9")) })
+	netns.In(t, "pod0", func() { l, err = net.Listen("tcp", net.JoinHostPort(clusternet.Pod4(0), "9")) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,6 +186,7 @@ func TestKilled(t *testing.T) {
 		killed(t)
 		return
 	}
+	t.Parallel()
 	if !netns.Enter(t) {
 		return
 	}
@@ -226,7 +229,7 @@ func TestKilled(t *testing.T) {
 // expectOne holds that a connection succeeds.
 func expectOne(t *testing.T, ns, addr string) {
 	t.Helper()
-	if server, _, err := ask(t, ns, "tcp", addr); err != nil {
+	if server, _, err := clusternet.Ask(t, ns, "tcp", addr); err != nil {
 		t.Fatalf("%s: %q %v", addr, server, err)
 	}
 }

@@ -90,6 +90,23 @@ func Make(t testing.TB, pods int) {
 	host(t, Far, "10.244.1.1", "fd00:244:0:1::1", Far4, Far6)
 	forward(t)
 	netns.In(t, Second, func() { forward(t) })
+	for i := range pods {
+		reaches(t, Pod(i), Gateway4, Gateway6)
+	}
+	reaches(t, Outside, Node4, Node6)
+}
+
+// reaches waits until a namespace reaches addresses: the kernel drops packets until it has noticed, at its leisure, that a new link is up.
+func reaches(t testing.TB, ns string, addrs ...string) {
+	t.Helper()
+	for _, a := range addrs {
+		for range 100 {
+			server, _, err := AskFor(t, 100*time.Millisecond, ns, "tcp", net.JoinHostPort(a, "1"))
+			if Outcome(server, err) == "refused" {
+				break
+			}
+		}
+	}
 }
 
 // host gives the other end of a veth addresses of its own and a gateway.
@@ -188,17 +205,23 @@ const Patience = time.Second
 // Without an answer the error is a timeout.
 func Ask(t testing.TB, ns, network, addr string) (server, client string, err error) {
 	t.Helper()
-	in(t, ns, func() { server, client, err = ask(network, addr) })
+	return AskFor(t, Patience, ns, network, addr)
+}
+
+// AskFor is Ask with another patience.
+func AskFor(t testing.TB, patience time.Duration, ns, network, addr string) (server, client string, err error) {
+	t.Helper()
+	in(t, ns, func() { server, client, err = ask(patience, network, addr) })
 	return server, client, err
 }
 
-func ask(network, addr string) (server, client string, err error) {
-	c, err := net.DialTimeout(network, addr, Patience)
+func ask(patience time.Duration, network, addr string) (server, client string, err error) {
+	c, err := net.DialTimeout(network, addr, patience)
 	if err != nil {
 		return "", "", err
 	}
 	defer func() { _ = c.Close() }()
-	_ = c.SetDeadline(time.Now().Add(Patience))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	var b []byte
 	if network == "udp" {
 		if _, err = c.Write([]byte("?")); err != nil {

@@ -285,6 +285,7 @@ func granted(t *testing.T, role *rbacv1.ClusterRole) (kinds cluster.Kinds) {
 	t.Helper()
 	names := map[string]cluster.Kind{
 		"/pods": cluster.KindPod, "/configmaps": cluster.KindConfigMap, "/services": cluster.KindService, "discovery.k8s.io/endpointslices": cluster.KindSlice,
+		"/nodes": cluster.KindNode, "networking.k8s.io/servicecidrs": cluster.KindServiceCIDR,
 	}
 	for _, r := range role.Rules {
 		if !slices.Equal(r.Verbs, []string{"list", "watch"}) || len(r.APIGroups) != 1 {

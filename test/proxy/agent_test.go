@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -168,6 +170,9 @@ func TestHealth(t *testing.T) {
 		}
 	}
 	_, metrics := get("http://127.0.0.1:10249/metrics")
+	if strings.Contains(metrics, "ropewalk_proxy_network_programming_seconds_count 0\n") {
+		t.Error("the time from a change to the kernel is not measured")
+	}
 	for _, want := range []string{
 		"ropewalk_proxy_sync_duration_seconds_count", "ropewalk_proxy_pending_services 0", `ropewalk_proxy_elements{set="`, "ropewalk_proxy_transactions_total",
 		"ropewalk_proxy_transaction_failures_total 0", "ropewalk_proxy_network_programming_seconds_count", "ropewalk_proxy_frontends 18", "ropewalk_proxy_endpoints 4", "ropewalk_proxy_services 2",
@@ -271,11 +276,13 @@ func TestUDP(t *testing.T) {
 			}
 		}
 	}
+	r.put(service("web"), "pod0") // now it has gone
+	see("pod0")
 	r.take("web")
 	for _, c := range clients {
-		for begun := time.Now(); c.ask() == "pod1"; {
+		for begun := time.Now(); c.ask() == "pod0"; {
 			if time.Since(begun) > 5*time.Second {
-				t.Fatalf("%s: pod1 answers for a service that is gone", c.RemoteAddr())
+				t.Fatalf("%s: pod0 answers for a service that is gone", c.RemoteAddr())
 			}
 		}
 		if got := c.ask(); got == "pod1" || got == "pod0" {
@@ -355,10 +362,40 @@ func (r *rig) echo(ns, addr string) {
 // TestRestart has connections come and go, and others stay, while the agent is ended, killed, and replaced: none fails, and those that
 // stay get all their answers. An established connection to an endpoint that goes is left to finish.
 func TestRestart(t *testing.T) {
+	if netns.Enter(t) {
+		restart(t, 0, 6)
+	}
+}
+
+// TestRestartLarge is the same among many services: 10,000 of two endpoints, or as many as ROPEWALK_TEST_SERVICES says.
+func TestRestartLarge(t *testing.T) {
 	if !netns.Enter(t) {
 		return
 	}
+	n := 10000
+	if s := os.Getenv("ROPEWALK_TEST_SERVICES"); s != "" {
+		var err error
+		if n, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restart(t, n, 4)
+}
+
+func restart(t *testing.T, services, times int) {
 	r := newRig(t, 3)
+	for i := range services {
+		ip := fmt.Sprintf("10.97.%d.%d", i>>8, i&255)
+		s := service(fmt.Sprint("other-", i), func(s *corev1.Service) {
+			s.Spec = corev1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}, Ports: s.Spec.Ports[:1]}
+			s.Spec.Ports[0].NodePort, s.Status = 0, corev1.ServiceStatus{}
+		})
+		e := endpoints(s.Name, 8080, "pod0", "far")[0]
+		for j := range e.Endpoints {
+			e.Endpoints[j].Addresses[0] = fmt.Sprintf("10.25%d.%d.%d", j, i>>8, i&255)
+		}
+		r.api.Apply(s, e)
+	}
 	for _, a := range podIPs("pod0") {
 		r.echo("pod0", net.JoinHostPort(a, "7777"))
 	}
@@ -407,14 +444,16 @@ func TestRestart(t *testing.T) {
 			}()
 		}
 	}
-	for i := range 6 {
+	for i := range times {
 		r.stop([]syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[i%2])
-		if i == 3 { // the cluster changes meanwhile: an endpoint goes, others come
+		if i == times/2 { // the cluster changes meanwhile: an endpoint goes, others come
 			r.put(service("web"), "pod1", "pod2", "far")
 			echo("far")
 		}
+		begun := time.Now()
 		r.start()
 		r.ready()
+		t.Logf("ready %v after its start", time.Since(begun))
 	}
 	close(stop)
 	for range 4 {

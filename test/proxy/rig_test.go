@@ -191,7 +191,8 @@ func endpoints(service string, port int32, pods ...string) []*discoveryv1.Endpoi
 		s := &discoveryv1.EndpointSlice{
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: "shop", Name: fmt.Sprintf("%s-%d-%s", service, port, strings.ToLower(string(family))),
-				Labels: map[string]string{discoveryv1.LabelServiceName: service},
+				Labels:      map[string]string{discoveryv1.LabelServiceName: service},
+				Annotations: map[string]string{corev1.EndpointsLastChangeTriggerTime: time.Now().Format(time.RFC3339Nano)},
 			},
 			AddressType: family,
 			Ports:       []discoveryv1.EndpointPort{{Name: &t, Protocol: &tcp, Port: &port}, {Name: &u, Protocol: &udp, Port: &port}},
@@ -289,6 +290,7 @@ func (r *rig) start() {
 	args := append([]string{"proxy", "--node-name", nodeName, "--kubeconfig", r.kubeconfig}, r.flags...)
 	r.agent = exec.Command(os.Getenv(binaryEnv), args...)
 	r.agent.Stderr = r.log
+	r.agent.Env = []string{"PATH="} // it needs no nft(8)
 	r.agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started, ended := make(chan error), make(chan struct{})
 	go func() {

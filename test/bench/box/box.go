@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -85,4 +87,30 @@ func CPU(pid int) (time.Duration, error) {
 		return 0, fmt.Errorf("clock of process %d: %w", pid, err)
 	}
 	return time.Duration(ts.Nano()), nil
+}
+
+// Memory returns what is resident of a process and the most that ever was, in bytes, pages of files included (VmRSS and VmHWM of
+// proc_pid_status(5)).
+func Memory(pid int) (resident, peak int64, err error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	for line := range strings.Lines(string(raw)) {
+		f := strings.Fields(line)
+		if len(f) != 3 || f[2] != "kB" {
+			continue
+		}
+		n, err := strconv.ParseInt(f[1], 10, 64)
+		if err != nil {
+			return 0, 0, err
+		}
+		switch f[0] {
+		case "VmRSS:":
+			resident = n << 10
+		case "VmHWM:":
+			peak = n << 10
+		}
+	}
+	return resident, peak, nil
 }

@@ -63,3 +63,25 @@ func TestPutRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestCompare(t *testing.T) {
+	type result struct {
+		took Samples[time.Duration]
+		size Samples[int64]
+	}
+	rows := []Row[result]{
+		Took("sync", "s", func(r result) Samples[time.Duration] { return r.took }).Within(2, 0.5),
+		Size("resident", func(r result) Samples[int64] { return r.size }).Within(10, 0),
+		Took("never", "ms", func(result) Samples[time.Duration] { return nil }),
+	}
+	a := result{Samples[time.Duration]{3 * time.Second, time.Second, 2 * time.Second}, Samples[int64]{5e6}}
+	b := result{Samples[time.Duration]{1234 * time.Second}, nil}
+	const want = `| median   |    a | (of runs) |      b | (of runs) |  ratio |   budget |
+|----------|-----:|----------:|-------:|----------:|-------:|---------:|
+| sync     |  2 s |       1–3 | 1234 s |           | 0.0016 | 2 s, 0.5 |
+| resident | 5 MB |           |        |           |        |    10 MB |
+`
+	if got := Compare([]string{"a", "b"}, []result{a, b}, rows, true); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}

@@ -106,15 +106,15 @@ func (s scenario) once(ctx context.Context, dir string, api *standin.Server, c c
 	if err != nil {
 		return err
 	}
-	r.start.add(start)
-	r.startCPU.add(used)
+	r.start.Add(start)
+	r.startCPU.Add(used)
 	time.Sleep(*settle)
 	resident, peak, err := p.memory()
 	if err != nil {
 		return err
 	}
-	r.resident.add(resident)
-	r.peak.add(peak)
+	r.resident.Add(resident)
+	r.peak.Add(peak)
 	fmt.Fprintf(os.Stderr, "%s: ready after %v, %d MB, at most %d MB\n", c.name, start, resident/1e6, peak/1e6)
 	if *heap != "" {
 		if err := saveHeap(*heap); err != nil {
@@ -131,9 +131,9 @@ func (s scenario) once(ctx context.Context, dir string, api *standin.Server, c c
 	if err != nil {
 		return err
 	}
-	r.flip100.add(took)
+	r.flip100.Add(took)
 	took, err = huge.flip(ctx, api, p)
-	r.flip10000.add(took)
+	r.flip10000.Add(took)
 	return err
 }
 
@@ -155,14 +155,14 @@ func measureChurn(ctx context.Context, api *standin.Server, p *process, r *resul
 	probes := make(chan probe) // nobody waits: while one is looked for, there is no other
 	var wg sync.WaitGroup
 	var failed error
-	var answered samples[time.Duration]
+	var answered times
 	wg.Go(func() {
 		for q := range probes {
 			if err := q.await(ctx); err != nil {
 				failed = err
 				continue
 			}
-			answered.add(time.Since(q.since))
+			answered.Add(time.Since(q.since))
 		}
 	})
 	n, most := 0, int64(0)
@@ -201,10 +201,10 @@ func measureChurn(ctx context.Context, api *standin.Server, p *process, r *resul
 	case float64(n) < 0.9*rate*churn.Seconds():
 		return fmt.Errorf("no more than %d changes in %v", n, *churn)
 	}
-	r.changeCPU.add(used / time.Duration(n))
-	r.churned.add(most)
-	r.p50.add(answered.at(0.5))
-	r.p99.add(answered.at(0.99))
+	r.changeCPU.Add(used / time.Duration(n))
+	r.churned.Add(most)
+	r.p50.Add(answered.At(0.5))
+	r.p99.Add(answered.At(0.99))
 	return nil
 }
 

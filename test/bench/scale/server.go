@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -106,29 +105,7 @@ func (p *process) during(f func() error) (time.Duration, error) {
 }
 
 // memory returns what is resident and the most that ever was, in bytes.
-func (p *process) memory() (resident, peak int64, err error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range strings.Lines(string(raw)) {
-		f := strings.Fields(line)
-		if len(f) != 3 || f[2] != "kB" {
-			continue
-		}
-		n, err := strconv.ParseInt(f[1], 10, 64)
-		if err != nil {
-			return 0, 0, err
-		}
-		switch f[0] {
-		case "VmRSS:":
-			resident = n << 10
-		case "VmHWM:":
-			peak = n << 10
-		}
-	}
-	return resident, peak, nil
-}
+func (p *process) memory() (resident, peak int64, err error) { return box.Memory(p.cmd.Process.Pid) }
 
 // saveHeap writes a profile of what is live.
 func saveHeap(file string) error {
