@@ -487,12 +487,12 @@ func TestInvalid(t *testing.T) {
 	bad := *fs[0]
 	bad.Backends = []netip.AddrPort{netip.MustParseAddrPort("[::1]:80")}
 	wrong := Node{Interfaces: []string{"a-name-of-16-byte"}}
-	err := x.Apply(Change{Node: &wrong, Put: []*frontends.Frontend{&bad, fs[1]}})
+	err := x.Apply(Change{Node: &wrong, Put: []*frontends.Frontend{&bad, fs[1]}, Hairpin: map[netip.Addr]bool{{}: true}})
 	if !errors.Is(err, frontends.ErrInvalid) || !errors.Is(err, ErrNode) || !strings.Contains(err.Error(), bad.Key.String()) {
 		t.Errorf("error: %v", err)
 	}
-	if n := x.Stats().Elements["backends"]; n != 2 {
-		t.Errorf("%d backends", n)
+	if s := x.Stats(); s.Elements["backends"] != 2 || s.Failures != 0 {
+		t.Errorf("%+v", s)
 	}
 	before := generation(t)
 	y := New(wrong)

@@ -83,9 +83,9 @@ func (b *batch) empty() bool {
 	return !b.anew && len(b.dropSets)+len(b.drop)+len(b.fill)+len(b.make) == 0
 }
 
-// variants takes the variants that are made or dropped out of a batch of apply, for a transaction before it. In the kernel (nft_do_chain,
-// 6.18) a packet has the rules of the generation in which it began, and the elements of the one that each lookup is in: a packet that is
-// under way finds a chain empty which is made together with the element that leads there.
+// variants takes the variants that are made or dropped out of a batch of apply, for a transaction before it. A packet has the rules of
+// the generation that it began in, and the elements of the one of each lookup (the kernel's nft_do_chain): one that is under way would
+// find a chain empty that is made together with the element that leads there.
 func (b *batch) variants() *batch {
 	first := &batch{drop: b.drop, make: b.make}
 	first.delete[variantsMap], first.add[variantsMap] = b.delete[variantsMap], b.add[variantsMap]
