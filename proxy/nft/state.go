@@ -35,12 +35,13 @@ type state struct {
 	nodePorts  map[frontends.Key]struct{} // those of frontends that are node ports
 	clusterIPs map[netip.Addr]int         // frontends of each
 	hairpin    map[netip.Addr]struct{}
-	variants   map[variant]uint32 // numbered as they come to be used
-	users      map[variant]int    // frontends of each variant that has any
-	found      map[string]uint32  // numbers that the kernel has for chains by their names
-	taken      map[uint32]bool    // numbers that new variants may not have: a transaction cannot give one another meaning
-	next       uint32             // where to look for a free number: one that was in use is not to mean something else soon
-	count      [numSets]int       // elements
+	variants   map[variant]uint32   // numbered as they come to be used
+	users      map[variant]int      // frontends of each variant that has any
+	left       map[variant]struct{} // chains that were variants', with nothing that leads there
+	found      map[string]uint32    // numbers that the kernel has for chains by their names
+	taken      map[uint32]bool      // numbers that new variants may not have: a transaction cannot give one another meaning
+	next       uint32               // where to look for a free number: one that was in use is not to mean something else soon
+	count      [numSets]int         // elements
 }
 
 // placed is a frontend as it is in the kernel.
@@ -58,7 +59,7 @@ func (p *placed) there() bool { return p.Port != 0 }
 func newState(f family, n Node) *state {
 	return &state{
 		family: f, node: n, frontends: map[frontends.Key]*placed{}, nodePorts: map[frontends.Key]struct{}{},
-		clusterIPs: map[netip.Addr]int{}, hairpin: map[netip.Addr]struct{}{}, variants: map[variant]uint32{}, users: map[variant]int{}, taken: map[uint32]bool{}, next: variantBase,
+		clusterIPs: map[netip.Addr]int{}, hairpin: map[netip.Addr]struct{}{}, variants: map[variant]uint32{}, users: map[variant]int{}, left: map[variant]struct{}{}, taken: map[uint32]bool{}, next: variantBase,
 	}
 }
 
@@ -83,9 +84,9 @@ func (b *batch) empty() bool {
 	return !b.anew && len(b.dropSets)+len(b.drop)+len(b.fill)+len(b.make) == 0
 }
 
-// variants takes the variants that are made or dropped out of a batch of apply, for a transaction before it. In the kernel (nft_do_chain,
-// 6.18) a packet has the rules of the generation in which it began, and the elements of the one that each lookup is in: a packet that is
-// under way finds a chain empty which is made together with the element that leads there.
+// variants takes the variants that are made or dropped out of a batch of apply, for a transaction before it. A packet has the rules of
+// the generation that it began in, and the elements of the one of each lookup (the kernel's nft_do_chain): one that is under way would
+// find a chain empty that is made together with the element that leads there.
 func (b *batch) variants() *batch {
 	first := &batch{drop: b.drop, make: b.make}
 	first.delete[variantsMap], first.add[variantsMap] = b.delete[variantsMap], b.add[variantsMap]
@@ -250,21 +251,25 @@ func (s *state) use(b *batch, p *placed, n int) {
 	}
 }
 
-// dropIdle takes out the variants that have had no frontend since before this change, if there are many. No packet is on its way to
-// them, but for one that was seen before the last change; services looks such a one up again.
+// dropIdle takes out the variants without frontends, if there are many. Their chains stay until the next time: before Linux 6.2 a chain
+// is busy for a while after the element that led to it is gone. No packet is on its way to them, but for one that was seen before
+// the last change; services looks such a one up again.
 func (s *state) dropIdle(b *batch) {
 	if len(s.variants)-len(s.users) <= maxIdle {
 		return
+	}
+	for _, v := range slices.SortedFunc(maps.Keys(s.left), byName) {
+		b.drop = append(b.drop, v.chain())
+		delete(s.left, v)
 	}
 	for _, v := range slices.SortedFunc(maps.Keys(s.variants), byName) {
 		if s.users[v] > 0 {
 			continue
 		}
-		n := s.variants[v]
-		b.drop = append(b.drop, v.chain())
-		b.delete[variantsMap] = putNumber(b.delete[variantsMap], n)
+		b.delete[variantsMap] = putNumber(b.delete[variantsMap], s.variants[v])
+		delete(s.taken, s.variants[v])
 		delete(s.variants, v)
-		delete(s.taken, n)
+		s.left[v] = struct{}{}
 	}
 }
 
@@ -306,6 +311,14 @@ func (s *state) all(h *held) *batch {
 	b.make = s.chains(&s.node)
 	s.numberAll(b, need, old.frontends)
 	s.found = nil // those that have not come to be used are taken out
+	if h != nil {
+		for v := range old.left { // these stay, too, for dropIdle
+			if _, ok := s.variants[v]; !ok {
+				s.left[v] = struct{}{}
+				b.make = append(b.make, chain{name: v.chain(), rules: v.rules(s.family, &s.node)})
+			}
+		}
+	}
 	s.frontends, s.nodePorts = old.frontends, old.nodePorts
 	for k, p := range s.frontends {
 		have := absent
@@ -367,7 +380,7 @@ func (s *state) setNode(b *batch, n Node) {
 // allChains returns the chains of the table as they are for a node, in the same order for each.
 func (s *state) allChains(n *Node) []chain {
 	cs := s.chains(n)
-	for _, v := range slices.SortedFunc(maps.Keys(s.variants), byName) {
+	for _, v := range slices.Concat(slices.SortedFunc(maps.Keys(s.variants), byName), slices.SortedFunc(maps.Keys(s.left), byName)) {
 		cs = append(cs, chain{name: v.chain(), rules: v.rules(s.family, n)})
 	}
 	return cs
@@ -514,7 +527,11 @@ func (s *state) number(b *batch, v *variant) []byte {
 		}
 		s.taken[n] = true
 		s.variants[*v] = n
-		b.make = append(b.make, chain{name: v.chain(), rules: v.rules(s.family, &s.node)})
+		if _, ok := s.left[*v]; ok {
+			delete(s.left, *v)
+		} else {
+			b.make = append(b.make, chain{name: v.chain(), rules: v.rules(s.family, &s.node)})
+		}
 		b.add[variantsMap] = putNumber(b.add[variantsMap], n)
 	}
 	return putNumber(nil, n)

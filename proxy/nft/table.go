@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -39,13 +40,13 @@ func New(n Node) *Tables {
 	return t
 }
 
-// Apply brings a change into the kernel: a transaction for each family that it touches. The first one reads what is there, of an
-// agent of before, and changes what is not as it should be. It does so, too, after a transaction that fails. If there is no way,
-// the error is returned, packets see what was there before, and the next Apply, which may be of an empty Change, tries again
-// with all that was to change since.
+// Apply brings a change into the kernel: a transaction for each family that it touches, and one before it if that needs a chain
+// which is not there. The first Apply reads what is there, of an agent of before, and changes what is not as it should be. So does one
+// after a transaction that failed. If there is no way, the error is returned, packets see what was there before, and the next Apply,
+// which may be of an empty Change, tries again with all that was to change since.
 //
-// Frontends that are invalid (frontends.ErrInvalid), or a node (ErrNode), are left as they were, and all else is done. Without a
-// valid node from New on, nothing is.
+// Frontends and pods' addresses that are invalid (frontends.ErrInvalid), or a node (ErrNode), are left as they were, and all else is
+// done. Without a valid node from New on, nothing is.
 func (t *Tables) Apply(c Change) error {
 	errs := []error{c.validate()}
 	if err := t.families[0].node.Validate(); c.Node == nil && err != nil {
@@ -79,6 +80,15 @@ func (c *Change) validate() error {
 		}
 		c.Put = valid
 	}
+	pods := map[netip.Addr]bool{}
+	for a, on := range c.Hairpin {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+			errs = append(errs, fmt.Errorf("%w: pod address %v", frontends.ErrInvalid, a))
+			continue
+		}
+		pods[a] = on
+	}
+	c.Hairpin = pods
 	return errors.Join(errs...)
 }
 
