@@ -245,7 +245,8 @@ func (p *Proxy) sync() (known bool, err error) {
 		return false, nil
 	}
 	p.tellRivals(d.Rivals)
-	change := nft.Change{Put: slices.DeleteFunc(d.Put, p.refuses), Delete: d.Delete, Hairpin: d.Hairpin}
+	change := nft.Change{Put: d.Put, Delete: d.Delete, Hairpin: d.Hairpin}
+	p.refuse(&change)
 	if n := p.nodeNow(); !reflect.DeepEqual(n, p.node) {
 		p.node, change.Node = n, &n
 	}
@@ -293,14 +294,18 @@ func (p *Proxy) tellRivals(rivals []frontends.Rival) {
 	}
 }
 
-// refuses reports whether a frontend is none that the rules can have.
-func (p *Proxy) refuses(f *frontends.Frontend) bool {
-	err := f.Validate()
-	if err != nil {
-		p.config.Log.Error("a service's address and port is left out", "error", err)
-		p.metrics.refused.Inc()
-	}
-	return err != nil
+// refuse takes out of a change what the rules cannot have. What such an address and port was before goes, too: it may be less than what
+// the service allows now.
+func (p *Proxy) refuse(c *nft.Change) {
+	c.Put = slices.DeleteFunc(c.Put, func(f *frontends.Frontend) bool {
+		err := f.Validate()
+		if err != nil {
+			p.config.Log.Error("a service's address and port is left out", "error", err)
+			p.metrics.refused.Inc()
+			c.Delete = append(c.Delete, f.Key)
+		}
+		return err != nil
+	})
 }
 
 // check looks whether somebody else has changed our rules, and mends them.

@@ -301,3 +301,36 @@ func TestRivalsTold(t *testing.T) {
 		t.Errorf("%d lines:\n%s", n, &log)
 	}
 }
+
+// TestTooManySources holds that a service whose source ranges are more than the rules take is not served where they were to hold, and is
+// served elsewhere; what was there before goes.
+func TestTooManySources(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	with := func(n int) *cluster.Service {
+		return service("dns", "10.96.0.10", func(s *cluster.Service) {
+			s.Proxy.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("203.0.113.1")}
+			for i := range n {
+				s.Proxy.SourceRanges = append(s.Proxy.SourceRanges, netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), 32))
+			}
+		})
+	}
+	registry := prometheus.NewRegistry()
+	p := newProxy(t, Config{Registerer: registry}, with(1), slice("dns", "10.0.0.1"))
+	sync1(t, p)
+	frontends := func() int { return p.tables.Stats().Elements["frontends"] }
+	if n := frontends(); n != 2 {
+		t.Fatalf("%d frontends", n)
+	}
+	put(p, with(5000))
+	sync1(t, p)
+	if n := frontends(); n != 1 {
+		t.Errorf("%d frontends of a service with too many sources", n)
+	}
+	put(p, with(2))
+	sync1(t, p)
+	if n := frontends(); n != 2 {
+		t.Errorf("%d frontends later", n)
+	}
+}

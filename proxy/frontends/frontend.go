@@ -99,6 +99,10 @@ const (
 // MaxBackends is how many backends a Frontend can have.
 const MaxBackends = 1<<16 - 1
 
+// MaxSources is how many Sources a Frontend can have. The kernel needs time by the square of what it takes away of them: half a second for so
+// many, in which no other service changes.
+const MaxSources = 1 << 12
+
 // ErrInvalid is wrapped by what Validate returns.
 var ErrInvalid = errors.New("invalid frontend")
 
@@ -119,6 +123,8 @@ func (f *Frontend) Validate() error {
 		return f.invalid("choice out of range")
 	case len(f.Backends) > MaxBackends || len(f.Internal) > MaxBackends:
 		return f.invalid("too many backends")
+	case len(f.Sources) > MaxSources:
+		return f.invalid(fmt.Sprintf("%d sources, of which there can be %d", len(f.Sources), MaxSources))
 	}
 	for _, list := range [][]netip.AddrPort{f.Backends, f.Internal} {
 		for _, b := range list {
