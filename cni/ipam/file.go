@@ -50,8 +50,8 @@ func openDB(dir string, wait time.Duration) (*bbolt.DB, *os.File, error) {
 	}
 	var db *bbolt.DB
 	err = guard(path, func() error {
-		if info, err := f.Stat(); err != nil || info.Size() == 0 {
-			return errors.Join(bolterrors.ErrInvalid, err) // bbolt would begin anew
+		if info, err := f.Stat(); err != nil || info.Size() < 4*pageSize { // as many as create makes
+			return errors.Join(bolterrors.ErrInvalid, err) // of an empty one, bbolt would make a new one
 		}
 		db, err = openBolt(f)
 		if err == nil {

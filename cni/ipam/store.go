@@ -271,7 +271,7 @@ func (t *tx) longest(wanted func(netip.Addr) bool) (netip.Addr, bool) {
 
 // put stores a lease.
 func (t *tx) put(l Lease, ranges []netip.Prefix) error {
-	v, err := json.Marshal(l)
+	v, err := encode(l)
 	if err != nil {
 		return err
 	}
@@ -357,6 +357,8 @@ func (t *tx) each(f func(Lease)) error {
 
 // errRecord says that a record is not what this package writes.
 var errRecord = errors.New("record makes no sense")
+
+func encode(l Lease) ([]byte, error) { return json.Marshal(l) }
 
 // decode reads a lease back.
 func decode(key, value []byte) (Lease, error) {
