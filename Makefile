@@ -4,16 +4,17 @@ GO       ?= go
 FUZZTIME ?= 30s
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 export CGO_ENABLED = 0
-BINARIES = ROPEWALK_TEST_COREDNS=$(CURDIR)/bin/coredns ROPEWALK_TEST_ROPEWALK=$(CURDIR)/bin/ropewalk
+BINARIES = ROPEWALK_TEST_COREDNS=$(CURDIR)/bin/coredns ROPEWALK_TEST_ROPEWALK=$(CURDIR)/bin/ropewalk ROPEWALK_TEST_CNI=$(CURDIR)/bin/ropewalk-cni
 
 .PHONY: help
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## build bin/coredns and bin/ropewalk
+build: ## build bin/coredns, bin/ropewalk and bin/ropewalk-cni
 	$(GO) build -trimpath -ldflags '-s -w -X github.com/coredns/coredns/coremain.GitCommit=$(VERSION)' -o bin/coredns ./cmd/coredns
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ropewalk ./cmd/ropewalk
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ropewalk-cni ./cmd/ropewalk-cni
 
 .PHONY: run
 run: build ## serve the example cluster on 127.0.0.1:1053

@@ -74,6 +74,12 @@ var rules = []rule{
 		why:   "the modules can be taken one at a time, and this one starts once a pod",
 	},
 	{
+		under: "./cmd/ropewalk-cni",
+		deny: []string{"./cluster", "./plugin", "./hostsmgr", "./proxy", "k8s.io/", "sigs.k8s.io/", "github.com/spf13/", "github.com/prometheus/",
+			"github.com/coredns/", "github.com/miekg/dns"},
+		why: "a runtime starts it twice a pod, and waits for it",
+	},
+	{
 		under: "./cluster", but: []string{"./cluster/apiserver"},
 		deny: []string{"k8s.io/client-go/"},
 		why:  "there is one place that talks to API servers",

@@ -1,0 +1,67 @@
+package cni
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/link"
+)
+
+// Check says what of an attachment is not as ADD has made it. The MTU is not looked at: plugins that come later may change it.
+func Check(args *skel.CmdArgs) error {
+	c, err := ParseConfig(args.StdinData)
+	if err != nil {
+		return err
+	}
+	if !c.Chained {
+		return types.NewError(types.ErrInvalidNetworkConfig, "prevResult is missing", "CHECK is given what ADD has returned")
+	}
+	pod, err := openPod(args.Netns)
+	if err != nil {
+		return err
+	}
+	defer pod.Close()
+	lease, there, err := find(c.DataDir, args)
+	if err != nil {
+		return err
+	}
+	spec := link.New(args.ContainerID, args.IfName, "", c.MTU, lease.Addrs)
+	if !there {
+		return withoutLease(spec.Host)
+	}
+	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6())}
+	for _, a := range lease.Addrs {
+		if !slices.Contains(c.Previous, a) {
+			errs = append(errs, fmt.Errorf("address %s is leased, but not in prevResult", a))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return types.NewError(CodeChanged, "the attachment is not as it was made", err.Error())
+	}
+	return nil
+}
+
+// withoutLease tells an attachment that never was from one whose lease was lost.
+func withoutLease(host string) error {
+	switch there, err := link.Exists(host); {
+	case err != nil:
+		return kernelError("looking for "+host, err)
+	case there:
+		return types.NewError(CodeChanged, "the attachment is not as it was made", "the lease is missing")
+	default:
+		return types.NewError(types.ErrUnknownContainer, "there is no such attachment", "")
+	}
+}
+
+func find(dir string, args *skel.CmdArgs) (lease ipam.Lease, there bool, err error) {
+	err = withStore(dir, func(s *ipam.Store) error {
+		lease, there, err = s.Get(args.ContainerID, args.IfName)
+		return err
+	})
+	return lease, there, err
+}

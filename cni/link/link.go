@@ -1,0 +1,208 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrExists says that the pod has an interface of the name.
+var ErrExists = errors.New("the interface exists already")
+
+// Absent returns ErrExists if there is an interface of that name in the namespace.
+func Absent(pod ns.NetNS, name string) error {
+	return inside(pod, func(h *netlink.Handle) error {
+		_, err := h.LinkByName(name)
+		switch {
+		case err == nil:
+			return ErrExists
+		case missing(err):
+			return nil
+		}
+		return err
+	})
+}
+
+// Add makes all that the spec says, or nothing: on an error, what was made is taken away.
+func Add(pod ns.NetNS, s Spec) (err error) {
+	if err := forward(s.Has4(), s.Has6()); err != nil {
+		return err
+	}
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	host, err := create(h, pod, s)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, Delete(s.Host))
+		}
+	}()
+	if err := s.setHost(h, host); err != nil {
+		return fmt.Errorf("host end %s: %w", s.Host, err)
+	}
+	if err := inside(pod, s.setPod); err != nil {
+		return fmt.Errorf("interface %s in the pod: %w", s.Pod, err)
+	}
+	return nil
+}
+
+// create makes the pair, down, with one end in the pod's namespace from the start: it is never seen on the node.
+func create(h *netlink.Handle, pod ns.NetNS, s Spec) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr, attrs.MTU = s.Host, s.HostMAC, s.MTU
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerHardwareAddr, veth.PeerMTU = s.Pod, s.PodMAC, uint32(s.MTU)
+	veth.PeerNamespace = netlink.NsFd(pod.Fd())
+	if err := h.LinkAdd(veth); err != nil {
+		return nil, fmt.Errorf("veth pair %s on the node, %s in the pod: %w", s.Host, s.Pod, err)
+	}
+	return veth, nil
+}
+
+func (s Spec) setHost(h *netlink.Handle, host netlink.Link) error {
+	if err := write(hostSysctls(s.Host, HasIPv6())); err != nil {
+		return err
+	}
+	if s.Alias != "" {
+		if err := h.LinkSetAlias(host, s.Alias); err != nil {
+			return err
+		}
+	}
+	if err := h.LinkSetUp(host); err != nil {
+		return err
+	}
+	index := host.Attrs().Index
+	for _, a := range s.Addrs {
+		if err := h.NeighSet(neighbour(index, a, s.PodMAC)); err != nil {
+			return fmt.Errorf("neighbour %s: %w", a, err)
+		}
+		if err := h.RouteAdd(hostRoute(index, a)); err != nil {
+			return fmt.Errorf("route to %s: %w", a, err)
+		}
+	}
+	return nil
+}
+
+func (s Spec) setPod(h *netlink.Handle) error {
+	if err := loopbackUp(h); err != nil {
+		return err
+	}
+	l, err := h.LinkByName(s.Pod)
+	if err != nil {
+		return err
+	}
+	if s.Has6() {
+		if err := write(podSysctls(s.Pod)); err != nil {
+			return err
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return err
+	}
+	index := l.Attrs().Index
+	for _, a := range s.Addrs {
+		if err := h.AddrAdd(l, address(a)); err != nil {
+			return fmt.Errorf("address %s: %w", a, err)
+		}
+		if err := h.NeighSet(neighbour(index, Gateway(a), s.HostMAC)); err != nil {
+			return fmt.Errorf("neighbour %s: %w", Gateway(a), err)
+		}
+		if err := h.RouteAdd(podRoute(index, a)); err != nil {
+			return fmt.Errorf("default route by %s: %w", Gateway(a), err)
+		}
+	}
+	return nil
+}
+
+// loopbackUp is for whoever runs no loopback plugin.
+func loopbackUp(h *netlink.Handle) error {
+	lo, err := h.LinkByName("lo")
+	if err != nil || lo.Attrs().Flags&net.FlagUp != 0 {
+		return err
+	}
+	return h.LinkSetUp(lo)
+}
+
+// Delete removes the host end of that name, and with it the other end, the routes and the neighbours. None is no error: the kernel
+// takes the pair away by itself some time after the namespace is gone.
+func Delete(host string) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(host)
+	if err == nil {
+		err = h.LinkDel(l)
+	}
+	if missing(err) {
+		return nil
+	}
+	return err
+}
+
+// Exists says whether there is a host end of that name.
+func Exists(host string) (bool, error) {
+	_, err := netlink.LinkByName(host)
+	if missing(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// inside runs f in the pod's namespace, with a handle that is bound to it.
+func inside(pod ns.NetNS, f func(*netlink.Handle) error) error {
+	return pod.Do(func(ns.NetNS) error {
+		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		return f(h)
+	})
+}
+
+func missing(err error) bool {
+	var not netlink.LinkNotFoundError
+	return errors.As(err, &not) || errors.Is(err, unix.ENODEV)
+}
+
+// address is free of duplicate address detection: it comes from the store of leases.
+func address(a netip.Addr) *netlink.Addr {
+	out := &netlink.Addr{IPNet: single(a)}
+	if a.Is6() {
+		out.Flags = unix.IFA_F_NODAD
+	}
+	return out
+}
+
+func neighbour(index int, a netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
+	family := netlink.FAMILY_V6
+	if a.Is4() {
+		family = netlink.FAMILY_V4
+	}
+	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac}
+}
+
+// hostRoute is of the protocol that routing daemons leave alone (ip-route(8)).
+func hostRoute(index int, a netip.Addr) *netlink.Route {
+	return &netlink.Route{LinkIndex: index, Dst: single(a), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_STATIC}
+}
+
+// podRoute is onlink, since no route of the pod covers the gateway.
+func podRoute(index int, a netip.Addr) *netlink.Route {
+	return &netlink.Route{
+		LinkIndex: index, Dst: IPNet(Default(a)), Gw: Gateway(a).AsSlice(),
+		Flags: int(netlink.FLAG_ONLINK), Protocol: unix.RTPROT_STATIC,
+	}
+}

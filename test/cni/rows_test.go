@@ -1,0 +1,661 @@
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/test/netns"
+)
+
+func TestVersion(t *testing.T) {
+	cmd := exec.Command(os.Getenv(binaryEnv))
+	cmd.Env = []string{"CNI_COMMAND=VERSION"}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct{ SupportedVersions []string }
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}, got.SupportedVersions); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestErrors holds that an error is JSON with its code, names what is wrong, and touches nothing.
+func TestErrors(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.pod("pod")
+	r.pod("taken")
+	netns.Run(t, "ip", "-n", "taken", "link", "add", ifname, "type", "bridge")
+	netns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+	plain := filepath.Join(t.TempDir(), "plain")
+	if err := os.WriteFile(plain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := state(t)
+	prev := map[string]any{"cniVersion": "1.1.0", "interfaces": []any{}, "ips": []any{}}
+	for _, c := range []struct {
+		what string
+		env  map[string]string
+		conf map[string]any
+		code uint
+		says string
+	}{
+		{"version", nil, map[string]any{"cniVersion": "0.2.0"}, 1, "0.2.0"},
+		{"port maps", nil, map[string]any{"runtimeConfig": map[string]any{"portMappings": []any{map[string]any{"hostPort": 80}}}}, 2, "portMappings"},
+		{"ipam", nil, map[string]any{"ipam": map[string]any{"type": "host-local"}}, 2, "ipam"},
+		{"no container", map[string]string{"CNI_CONTAINERID": ""}, nil, 4, "CNI_CONTAINERID"},
+		{"two missing", map[string]string{"CNI_IFNAME": "", "CNI_NETNS": ""}, nil, 4, "CNI_NETNS,CNI_IFNAME"},
+		{"interface name", map[string]string{"CNI_IFNAME": "../all"}, nil, 4, "interface name"},
+		{"no such namespace", map[string]string{"CNI_NETNS": "/run/netns/none"}, nil, 4, "/run/netns/none"},
+		{"no namespace", map[string]string{"CNI_NETNS": plain}, nil, 4, plain},
+		{"a namespace of another kind", map[string]string{"CNI_NETNS": "/proc/self/ns/uts"}, nil, 4, "CNI_NETNS"},
+		{"the node's namespace", map[string]string{"CNI_NETNS": "/proc/self/ns/net"}, nil, 8, "own"},
+		{"leases on a file", nil, map[string]any{"dataDir": plain}, 5, plain},
+		{"ranges", nil, map[string]any{"ranges": 4}, 6, "ranges"},
+		{"no ranges", nil, map[string]any{"ranges": nil}, 7, "podCIDR"},
+		{"mode", nil, map[string]any{"mode": "ringed"}, 7, `"ringed"; there is "routed"`},
+		{"wanted elsewhere", map[string]string{"CNI_ARGS": "IP=192.0.2.9"}, nil, 7, "192.0.2.9"},
+		{"chained", nil, map[string]any{"prevResult": prev}, 7, "first"},
+		{"interface exists", map[string]string{"CNI_NETNS": "/run/netns/taken"}, nil, 101, ifname},
+		{"wanted but reserved", map[string]string{"CNI_ARGS": "IP=10.244.0.0"}, nil, 5, "reserved"},
+	} {
+		e := env("ADD", "pod")
+		for k, v := range c.env {
+			e[k] = v
+		}
+		got := run(t, r.command(e, c.conf))
+		if got.exit == 0 || got.Code != c.code || !strings.Contains(got.Error.Error(), c.says) {
+			t.Errorf("%s: exit %d, code %d, %v; want code %d and %q", c.what, got.exit, got.Code, got.Error.Error(), c.code, c.says)
+		}
+		if c.code == 1 || e["CNI_CONTAINERID"] == "" || e["CNI_IFNAME"] != ifname || c.what == "leases on a file" {
+			continue // these are errors of DEL, too
+		}
+		e["CNI_COMMAND"] = "DEL"
+		if got := run(t, r.command(e, c.conf)); got.exit != 0 {
+			t.Errorf("%s: the DEL that follows: %v", c.what, got.Error.Error())
+		}
+	}
+	if diff := cmp.Diff(before, state(t)); diff != "" {
+		t.Error(diff)
+	}
+	if v, _ := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); strings.TrimSpace(string(v)) != "0" {
+		t.Error("forwarding was turned on")
+	}
+	r.empty("after errors")
+}
+
+// TestTraffic holds that packets go everywhere, in both families, at once, and up to the MTU.
+func TestTraffic(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	all := map[string][]string{"": {node4, node6}, "a": r.mustAdd("a"), "b": r.mustAdd("b")}
+	for name := range all {
+		serve(t, name)
+	}
+	for from, sources := range all {
+		for to, targets := range all {
+			if from == to {
+				continue
+			}
+			for i, target := range targets {
+				for _, network := range []string{"tcp", "udp"} {
+					local, err := talk(t, from, network, target, 1000)
+					if err != nil {
+						t.Errorf("%q to %q, %s: %v", from, to, network, err)
+					} else if local.String() != sources[i] {
+						t.Errorf("%q to %q spoke from %s, not %s", from, to, local, sources[i])
+					}
+				}
+				headers := []int{28, 48}[i]
+				if _, err := talk(t, from, "udp", target, mtu-headers); err != nil {
+					t.Errorf("%q to %q, a packet of the MTU: %v", from, to, err)
+				}
+			}
+		}
+	}
+	var err error
+	in(t, "a", func() { err = unfragmented(net.JoinHostPort(all["b"][0], "8080"), mtu-28+1) })
+	if !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("a packet larger than the MTU: %v", err)
+	}
+}
+
+// unfragmented sends an IPv4 packet that may not be fragmented.
+func unfragmented(to string, n int) error {
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+		}), err)
+	}}
+	c, err := d.Dial("udp", to)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write(make([]byte, n))
+	return err
+}
+
+// TestSpoof holds that a pod cannot send from another's address.
+func TestSpoof(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.mustAdd("a")
+	stolen := r.mustAdd("b")[0]
+	serve(t, "")
+	netns.Run(t, "ip", "-n", "a", "addr", "add", stolen+"/32", "dev", "lo")
+	var err error
+	in(t, "a", func() {
+		var c net.PacketConn
+		if c, err = net.ListenPacket("udp4", stolen+":0"); err == nil {
+			_, err = c.WriteTo([]byte("x"), &net.UDPAddr{IP: net.ParseIP(node4), Port: 8080})
+			_ = c.Close()
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := talk(t, "a", "udp", node4, 1); err != nil { // comes after
+		t.Fatal(err)
+	}
+	out := netns.Run(t, "nstat", "-asz", "TcpExtIPReversePathFilter")
+	if !strings.Contains(strings.Join(strings.Fields(out), " "), "TcpExtIPReversePathFilter 1") {
+		t.Errorf("dropped were\n%s", out)
+	}
+}
+
+// TestResult holds what ADD returns, in every version, and what is in the kernel.
+func TestResult(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	for i, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+		name := fmt.Sprintf("p%d", i)
+		r.pod(name)
+		out := run(t, r.command(env("ADD", name), map[string]any{"cniVersion": version})).stdout
+		var got map[string]any
+		if err := json.Unmarshal([]byte(out), &got); err != nil {
+			t.Fatalf("%s: %v: %s", version, err, out)
+		}
+		if got["cniVersion"] != version {
+			t.Errorf("%s: the result is of %v", version, got["cniVersion"])
+		}
+		res, err := r.addAs(name, version)
+		if code(err) != 101 || res != nil {
+			t.Errorf("%s: a second ADD: %v", version, err)
+		}
+	}
+	r.pod("a")
+	r.conf["ranges"] = []string{range6, range4} // the other family first
+	res, err := r.add("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := res.Interfaces[0]
+	podMAC := strings.Fields(netns.Run(t, "ip", "-n", "a", "-br", "link", "show", ifname))[2]
+	hostLine := strings.Fields(netns.Run(t, "ip", "-br", "link", "show", host.Name))
+	want := fmt.Sprintf(`{"cniVersion":"1.1.0","dns":{"nameservers":["10.96.0.10"]},"interfaces":[`+
+		`{"mac":%q,"mtu":1400,"name":%q},{"mac":%q,"mtu":1400,"name":"eth0","sandbox":"/run/netns/a"}],`+
+		`"ips":[{"address":"fd00:244::6/128","gateway":"fe80::1","interface":1},{"address":"10.244.0.6/32","gateway":"169.254.1.1","interface":1}],`+
+		`"routes":[{"dst":"::/0","gw":"fe80::1"},{"dst":"0.0.0.0/0","gw":"169.254.1.1"}]}`,
+		hostLine[2], host.Name, podMAC)
+	b, err := json.Marshal(res)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, string(b)); diff != "" {
+		t.Error(diff)
+	}
+	if len(host.Name) != 10 || !strings.HasPrefix(host.Name, "rw") {
+		t.Errorf("the node's end is %s", host.Name)
+	}
+	if out := netns.Run(t, "ip", "link", "show", host.Name); !strings.Contains(out, "alias ns/a") {
+		t.Errorf("no alias: %s", out)
+	}
+	for _, where := range [][]string{{"addr", "show", "dev", host.Name}, {"-n", "a", "addr", "show", "dev", ifname}} {
+		if out := netns.Run(t, "ip", where...); strings.Contains(out, "tentative") || !strings.Contains(out, "LOWER_UP") {
+			t.Errorf("not ready: %s", out)
+		}
+	}
+}
+
+// TestLoopback holds that a pod's loopback interface is up without a plugin of its own, and that a pod where IPv6 is disabled gets it.
+func TestLoopback(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.pod("a")
+	netns.Run(t, "ip", "-n", "a", "link", "set", "lo", "down")
+	netns.Run(t, "ip", "netns", "exec", "a", "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+	res, err := r.add("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, "a")
+	for _, a := range append(addresses(res), "127.0.0.1") {
+		from := ""
+		if a == "127.0.0.1" {
+			from = "a"
+		}
+		if _, err := talk(t, from, "tcp", a, 10); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRouters holds that turning IPv6 forwarding on leaves an interface that takes a router's word with it.
+func TestRouters(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	netns.Run(t, "ip", "link", "add", "uplink", "type", "bridge")
+	netns.Run(t, "ip", "link", "add", "other", "type", "bridge")
+	netns.Run(t, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=0", "net.ipv6.conf.uplink.accept_ra=1", "net.ipv6.conf.other.accept_ra=0", "net.ipv4.ip_forward=0")
+	r.mustAdd("a")
+	out := netns.Run(t, "sysctl", "-n", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.uplink.accept_ra", "net.ipv6.conf.other.accept_ra")
+	if got := strings.Join(strings.Fields(out), " "); got != "1 1 2 0" {
+		t.Errorf("ip_forward, forwarding and accept_ra twice are %s", got)
+	}
+}
+
+// TestFailedAdd holds that an ADD that fails late leaves nothing, and that DEL succeeds then.
+func TestFailedAdd(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	for _, c := range []struct {
+		what   string
+		break_ func(r *rig, name string) (repair func())
+		full   bool
+		code   uint
+	}{
+		{"a route that is there", func(r *rig, _ string) func() {
+			netns.Run(t, "ip", "-6", "route", "add", "fd00:244::2/128", "dev", "lo")
+			return func() { netns.Run(t, "ip", "-6", "route", "del", "fd00:244::2/128", "dev", "lo") }
+		}, false, 103},
+		{"a default route in the pod", func(r *rig, name string) func() {
+			netns.Run(t, "ip", "-n", name, "-6", "route", "add", "default", "dev", "lo")
+			netns.Run(t, "ip", "-n", name, "route", "add", "default", "dev", "lo")
+			return func() {}
+		}, false, 103},
+		{"a result that cannot be written", func(*rig, string) func() { return func() {} }, true, 0},
+		{"an exhausted range", func(r *rig, _ string) func() {
+			r.conf["ranges"] = []string{range4, "fd00:244::/126"}
+			s, err := ipam.Open(r.dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			for _, other := range []string{"x", "y"} {
+				if _, err := s.Allocate(ipam.Owner{Container: other, Interface: ifname}, []netip.Prefix{netip.MustParsePrefix("fd00:244::/126")}, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return func() {
+				s, err := ipam.Open(r.dir)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				for _, other := range []string{"x", "y"} {
+					_, err = s.Release(other, ifname)
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}, false, 100},
+	} {
+		r := newRig(t)
+		name := fmt.Sprintf("p%x", len(c.what))
+		r.pod(name)
+		repair := c.break_(r, name)
+		cmd := r.command(env("ADD", name), nil)
+		if c.full {
+			f, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Stdout = f
+			if err := cmd.Run(); err == nil {
+				t.Errorf("%s: it succeeds", c.what)
+			}
+			_ = f.Close()
+		} else if got := run(t, cmd); got.exit == 0 || got.Code != c.code {
+			t.Errorf("%s: exit %d, code %d: %v", c.what, got.exit, got.Code, got.Error.Error())
+		}
+		if out := netns.Run(t, "ip", "-n", name, "-br", "link"); strings.Contains(out, ifname) {
+			t.Errorf("%s: the pod has\n%s", c.what, out)
+		}
+		repair()
+		r.empty(c.what)
+		if err := r.del(name); err != nil {
+			t.Errorf("%s: DEL: %v", c.what, err)
+		}
+	}
+}
+
+// TestForeign holds that an interface of somebody else's that has the name is neither used nor removed by a failed ADD.
+func TestForeign(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.pod("a")
+	res, err := r.add("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.del("a"); err != nil {
+		t.Fatal(err)
+	}
+	host := res.Interfaces[0].Name
+	netns.Run(t, "ip", "link", "add", host, "type", "bridge")
+	if _, err := r.add("a"); code(err) != 103 || !strings.Contains(err.Error(), host) {
+		t.Errorf("ADD: %v", err)
+	}
+	netns.Run(t, "ip", "link", "show", host)
+	if l := r.leases(); len(l) > 0 {
+		t.Error(l)
+	}
+}
+
+// TestDel holds that DEL frees the address in every way it may be called.
+func TestDel(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	if err := r.del("never"); err != nil {
+		t.Errorf("what was never added: %v", err)
+	}
+	for i, c := range []struct {
+		what string
+		env  map[string]string
+		conf map[string]any
+		gone bool
+	}{
+		{what: "as ever"},
+		{what: "no CNI_NETNS", env: map[string]string{"CNI_NETNS": ""}},
+		{what: "no CNI_NETNS, and the namespace gone", env: map[string]string{"CNI_NETNS": ""}, gone: true},
+		{what: "the namespace gone", gone: true},
+		{what: "the node's own namespace", env: map[string]string{"CNI_NETNS": fmt.Sprintf("/proc/%d/ns/net", os.Getpid())}},
+		{what: "no CNI_ARGS", env: map[string]string{"CNI_ARGS": ""}},
+		{what: "a configuration that has become nonsense", conf: map[string]any{"ranges": "none", "mode": 7, "mtu": "large", "prevResult": 3}},
+		{what: "an old version", conf: map[string]any{"cniVersion": "0.3.1"}},
+	} {
+		name := fmt.Sprintf("p%d", i)
+		r.mustAdd(name)
+		if c.gone {
+			netns.Run(t, "ip", "netns", "del", name)
+		}
+		e := env("DEL", name)
+		for k, v := range c.env {
+			e[k] = v
+		}
+		for range 2 {
+			if got := run(t, r.command(e, c.conf)); got.exit != 0 || got.stdout != "" {
+				t.Errorf("%s: %s", c.what, got.stdout)
+			}
+			r.empty(c.what)
+		}
+		if !c.gone {
+			if out := netns.Run(t, "ip", "-n", name, "-br", "link"); strings.Contains(out, ifname) {
+				t.Errorf("%s: the pod has\n%s", c.what, out)
+			}
+		}
+	}
+}
+
+// TestCheck holds that CHECK finds each part that is missing.
+func TestCheck(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	for i, c := range []struct{ damage, says string }{
+		{"", ""},
+		{"ip link del HOST", "is missing"},
+		{"ip link set HOST down", "down"},
+		{"ip route del V4 dev HOST", "route to V4 is missing"},
+		{"ip -6 route del V6 dev HOST", "route to V6 is missing"},
+		{"ip neigh del V4 dev HOST", "neighbour V4"},
+		{"ip -6 neigh del V6 dev HOST", "neighbour V6"},
+		{"ip -n POD link set eth0 down", "down"},
+		{"ip -n POD link set eth0 address 02:00:00:00:00:01", "MAC"},
+		{"ip -n POD addr del V4/32 dev eth0", "address V4/32 is missing"},
+		{"ip -n POD addr del V6/128 dev eth0", "address V6/128 is missing"},
+		{"ip -n POD route del default", "default route by 169.254.1.1 is missing"},
+		{"ip -n POD -6 route del default", "default route by fe80::1 is missing"},
+		{"ip -n POD neigh del 169.254.1.1 dev eth0", "neighbour 169.254.1.1"},
+		{"ip -n POD -6 neigh del fe80::1 dev eth0", "neighbour fe80::1"},
+		{"sysctl -qw net.ipv4.ip_forward=0", "ip_forward"},
+		{"sysctl -qw net.ipv6.conf.all.forwarding=0", "forwarding"},
+	} {
+		name := fmt.Sprintf("p%d", i)
+		netns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+		r.pod(name)
+		res, err := r.add(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := addresses(res)
+		fill := strings.NewReplacer("HOST", res.Interfaces[0].Name, "POD", name, "V4", a[0], "V6", a[1])
+		if c.damage == "" {
+			if err := r.check(name); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		cmd := strings.Fields(fill.Replace(c.damage))
+		netns.Run(t, cmd[0], cmd[1:]...)
+		if err := r.check(name); code(err) != 104 || !strings.Contains(err.Error(), fill.Replace(c.says)) {
+			t.Errorf("%s: %v", c.damage, err)
+		}
+	}
+	r.mustAdd("a")
+	s, err := ipam.Open(r.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Release("a", ifname)
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.check("a"); code(err) != 104 || !strings.Contains(err.Error(), "lease") {
+		t.Errorf("without its lease: %v", err)
+	}
+	r.pod("never")
+	prev := map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0"}}
+	if got := run(t, r.command(env("CHECK", "never"), prev)); got.Code != 3 {
+		t.Errorf("what was never added: %v", got.Error.Error())
+	}
+	if got := run(t, r.command(env("CHECK", "p0"), nil)); got.Code != 7 {
+		t.Errorf("without prevResult: %v", got.Error.Error())
+	}
+}
+
+func TestStatus(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.conf["ranges"] = []string{"10.244.0.0/30"}
+	status := func() error { return r.cni.GetStatusNetworkList(context.Background(), r.list("1.1.0")) }
+	netns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+	if err := status(); err != nil {
+		t.Errorf("before the first ADD: %v", err)
+	}
+	r.mustAdd("a")
+	if err := status(); code(err) != 50 || !strings.Contains(err.Error(), "10.244.0.0/30") {
+		t.Errorf("exhausted: %v", err)
+	}
+	r.conf["ranges"] = []string{range4}
+	if err := status(); err != nil {
+		t.Error(err)
+	}
+	netns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+	if err := status(); code(err) != 51 {
+		t.Errorf("without forwarding: %v", err)
+	}
+	r.conf["ranges"] = []string{}
+	if err := status(); code(err) != 50 {
+		t.Errorf("without podCIDRs: %v", err)
+	}
+}
+
+func TestGC(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	for _, name := range []string{"a", "b", "c"} {
+		r.mustAdd(name)
+	}
+	netns.Run(t, "ip", "netns", "del", "c")
+	if got := run(t, r.command(env("GC", ""), nil)); got.Code != 7 || len(r.leases()) != 3 {
+		t.Errorf("without a list: %v", got.Error.Error())
+	}
+	// libcni keeps a cache of its own and would send a DEL for each: the program is on its own here.
+	valid := map[string]any{"cni.dev/valid-attachments": []types.GCAttachment{{ContainerID: "b", IfName: ifname}}}
+	if got := run(t, r.command(env("GC", ""), valid)); got.exit != 0 {
+		t.Error(got.Error.Error())
+	}
+	if l := r.leases(); len(l) != 1 || l[0].Container != "b" {
+		t.Errorf("left are %v", l)
+	}
+	if err := r.check("b"); err != nil {
+		t.Error(err)
+	}
+	if n := strings.Count(netns.Run(t, "ip", "-br", "link"), "rw"); n != 1 {
+		t.Errorf("%d interfaces are left", n)
+	}
+	if err := r.cni.GCNetworkList(context.Background(), r.list("1.1.0"), &libcni.GCArgs{}); err != nil {
+		t.Error(err)
+	}
+	r.empty("after a GC of all")
+}
+
+// TestConcurrent holds that 200 ADDs at a time give 200 addresses.
+func TestConcurrent(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	const pods = 200
+	r := newRig(t)
+	r.pod("a")
+	var b strings.Builder
+	for i := range pods {
+		fmt.Fprintf(&b, "netns add p%d\n", i)
+	}
+	netns.Batch(t, "", b.String())
+	var wg sync.WaitGroup
+	got := make([][]string, pods)
+	for i := range pods {
+		wg.Go(func() {
+			res, err := r.add(fmt.Sprintf("p%d", i))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			got[i] = addresses(res)
+		})
+	}
+	wg.Wait()
+	distinct := sorted(slices.Concat(got...))
+	if n := len(slices.Compact(distinct)); n != 2*pods {
+		t.Errorf("%d addresses", n)
+	}
+	for i := range pods {
+		wg.Go(func() {
+			if err := r.del(fmt.Sprintf("p%d", i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	r.empty("after all DELs")
+}
+
+// TestKilled holds that a DEL or a GC frees all that an ADD or a DEL has left that was killed at any point.
+func TestKilled(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.pod("a")
+	took := func(command string) time.Duration {
+		start := time.Now()
+		if got := run(t, r.command(env(command, "a"), nil)); got.exit != 0 {
+			t.Fatal(got.Error.Error())
+		}
+		return time.Since(start)
+	}
+	add, del := took("ADD"), took("DEL")
+	killed := func(command string, within time.Duration) {
+		cmd := r.command(env(command, "a"), nil)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(rand.N(within), func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		timer.Stop()
+	}
+	end := map[string]func(){
+		"DEL": func() { took("DEL") },
+		"GC": func() {
+			cmd := r.command(env("GC", ""), map[string]any{"cni.dev/valid-attachments": []any{}})
+			if got := run(t, cmd); got.exit != 0 {
+				t.Fatal(got.Error.Error())
+			}
+		},
+	}
+	for range 40 {
+		for name, f := range end {
+			killed("ADD", add)
+			f()
+			r.empty(name + " after a killed ADD")
+			took("ADD")
+			killed("DEL", del)
+			f()
+			r.empty(name + " after a killed DEL")
+			if t.Failed() {
+				return
+			}
+		}
+	}
+}
