@@ -47,6 +47,10 @@ bench-dns-scale: tools build stock ## compare with CoreDNS on a large cluster, i
 bench-proxy: tools build stock-proxy ## compare with kube-proxy, into docs/benchmarks.md (root; 14 minutes)
 	$(GO) run ./test/bench/proxy -write docs/benchmarks.md $(FLAGS)
 
+.PHONY: bench-cni
+bench-cni: tools build stock-cni ## compare with the reference CNI plugins (root; 4 minutes)
+	$(GO) run ./test/bench/cni $(FLAGS)
+
 .PHONY: bench-hosts
 bench-hosts: tools ## how soon a change is in the hosts file of a running container (root)
 	$(GO) test -run '^$$' -bench 'Change|Alias' -benchtime 2000x ./hostsmgr ./test/container
@@ -60,6 +64,11 @@ stock:
 stock-proxy:
 	cd test/e2e && $(GO) build -trimpath -o ../../bin/stock/kube-proxy \
 		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)" k8s.io/kubernetes/cmd/kube-proxy
+
+.PHONY: stock-cni
+stock-cni:
+	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' $(foreach p,main/bridge main/ptp ipam/host-local meta/portmap,\
+		github.com/containernetworking/plugins/plugins/$(p)@$$($(GO) list -m -f '{{.Version}}' github.com/containernetworking/plugins))
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (30s)
