@@ -32,7 +32,7 @@ func Check(args *skel.CmdArgs) error {
 	}
 	spec := link.New(args.ContainerID, args.IfName, "", c.MTU, lease.Addrs)
 	if !there {
-		return withoutLease(spec.Host)
+		return withoutLease(spec)
 	}
 	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6())}
 	for _, a := range lease.Addrs {
@@ -47,10 +47,10 @@ func Check(args *skel.CmdArgs) error {
 }
 
 // withoutLease tells an attachment that never was from one whose lease was lost.
-func withoutLease(host string) error {
-	switch there, err := link.Exists(host); {
+func withoutLease(spec link.Spec) error {
+	switch there, err := link.Exists(spec); {
 	case err != nil:
-		return kernelError("looking for "+host, err)
+		return kernelError("looking for "+spec.Host, err)
 	case there:
 		return types.NewError(CodeChanged, "the attachment is not as it was made", "the lease is missing")
 	default:

@@ -152,7 +152,7 @@ func parseRanges(all []string) ([]netip.Prefix, error) {
 			return nil, wrong("ranges", s, "there are bits beyond its length: %s", p.Masked())
 		case p.Addr().Is4In6():
 			return nil, wrong("ranges", s, "it is an IPv4 range in IPv6: %s", p.Addr().Unmap())
-		case !assignable(p.Addr()) && !p.Addr().IsUnspecified() || p.Bits() == 0:
+		case !assignable(p.Addr()):
 			return nil, wrong("ranges", s, "these are no addresses for pods")
 		case p.Addr().BitLen()-p.Bits() < 2:
 			return nil, wrong("ranges", s, "the first and last address are not used, so there is none: /%d is the smallest", p.Addr().BitLen()-2)

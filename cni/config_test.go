@@ -63,6 +63,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{`"ranges":["fd00::/127"]`, 7, "/126 is the smallest"},
 		{`"ranges":["::ffff:10.0.0.0/120"]`, 7, "10.0.0.0"},
 		{`"ranges":["0.0.0.0/0"]`, 7, "no addresses"},
+		{`"ranges":["::/64"]`, 7, "no addresses"},
 		{`"ranges":["127.0.0.0/8"]`, 7, "no addresses"},
 		{`"ranges":["224.0.0.0/8"]`, 7, "no addresses"},
 		{`"ranges":["fe80::/64"]`, 7, "no addresses"},

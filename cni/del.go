@@ -20,9 +20,9 @@ func Del(args *skel.CmdArgs) error {
 // detach removes the interface and then the lease, so that an address that is free has no route. If the first fails the lease stays,
 // for the next DEL or GC.
 func detach(dir string, args *skel.CmdArgs) error {
-	host := link.New(args.ContainerID, args.IfName, "", 0, nil).Host
-	if err := link.Delete(host); err != nil {
-		return kernelError("removing interface "+host, err)
+	spec := link.New(args.ContainerID, args.IfName, "", 0, nil)
+	if err := link.Delete(spec); err != nil {
+		return kernelError("removing interface "+spec.Host, err)
 	}
 	return release(dir, args)
 }

@@ -72,7 +72,7 @@ func (s Spec) checkPod(h *netlink.Handle, l netlink.Link) error {
 }
 
 func checkAddresses(h *netlink.Handle, l netlink.Link, addrs []netip.Addr) error {
-	got, err := h.AddrList(l, netlink.FAMILY_ALL)
+	got, err := whole(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func checkRoute(h *netlink.Handle, r *netlink.Route, what string) error {
 	if r.Gw != nil {
 		mask |= netlink.RT_FILTER_GW
 	}
-	got, err := h.RouteListFiltered(family, r, mask)
+	got, err := whole(func() ([]netlink.Route, error) { return h.RouteListFiltered(family, r, mask) })
 	if err == nil && len(got) == 0 {
 		return fmt.Errorf("%s is missing", what)
 	}
@@ -105,7 +105,7 @@ func checkRoute(h *netlink.Handle, r *netlink.Route, what string) error {
 }
 
 func checkNeighbour(h *netlink.Handle, n *netlink.Neigh) error {
-	got, err := h.NeighList(n.LinkIndex, n.Family)
+	got, err := whole(func() ([]netlink.Neigh, error) { return h.NeighList(n.LinkIndex, n.Family) })
 	if err != nil {
 		return err
 	}
@@ -115,4 +115,17 @@ func checkNeighbour(h *netlink.Handle, n *netlink.Neigh) error {
 		}
 	}
 	return fmt.Errorf("neighbour %s at %s is missing", n.IP, n.HardwareAddr)
+}
+
+// lists is how often a list is asked for that changes while the kernel gives it.
+const lists = 10
+
+// whole asks again for a list that was interrupted.
+func whole[T any](list func() ([]T, error)) (got []T, err error) {
+	for range lists {
+		if got, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return got, err
 }

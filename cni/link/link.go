@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -44,7 +45,7 @@ func Add(pod ns.NetNS, s Spec) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, Delete(s.Host))
+			err = errors.Join(err, Delete(s))
 		}
 	}()
 	if err := s.setHost(h, host); err != nil {
@@ -133,31 +134,48 @@ func loopbackUp(h *netlink.Handle) error {
 	return h.LinkSetUp(lo)
 }
 
-// Delete removes the host end of that name, and with it the other end, the routes and the neighbours. None is no error: the kernel
-// takes the pair away by itself some time after the namespace is gone.
-func Delete(host string) error {
+// Delete removes the host end, and with it the other end, the routes and the neighbours. None is no error: the kernel takes the pair
+// away by itself some time after the namespace is gone.
+func Delete(s Spec) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	l, err := h.LinkByName(host)
-	if err == nil {
-		err = h.LinkDel(l)
+	l, err := s.find(h)
+	if err != nil || l == nil {
+		return err
 	}
-	if missing(err) {
-		return nil
+	if err := h.LinkDel(l); !missing(err) {
+		return err
 	}
-	return err
+	return nil
 }
 
-// Exists says whether there is a host end of that name.
-func Exists(host string) (bool, error) {
-	_, err := netlink.LinkByName(host)
-	if missing(err) {
-		return false, nil
+// Exists says whether there is a host end.
+func Exists(s Spec) (bool, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return false, err
 	}
-	return err == nil, err
+	defer h.Close()
+	l, err := s.find(h)
+	return l != nil, err
+}
+
+// find returns the host end, or nil. An interface of the name that has another MAC is another container's, whose hash begins with
+// the same 32 bits, or a stranger's: it is not ours to remove.
+func (s Spec) find(h *netlink.Handle) (netlink.Link, error) {
+	l, err := h.LinkByName(s.Host)
+	switch {
+	case missing(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !bytes.Equal(l.Attrs().HardwareAddr, s.HostMAC):
+		return nil, nil
+	}
+	return l, nil
 }
 
 // inside runs f in the pod's namespace, with a handle that is bound to it.

@@ -369,7 +369,7 @@ func TestFailedAdd(t *testing.T) {
 	}
 }
 
-// TestForeign holds that an interface of somebody else's that has the name is neither used nor removed by a failed ADD.
+// TestForeign holds that an interface of somebody else's that has the name is neither used nor removed, by a failed ADD and the DEL that follows.
 func TestForeign(t *testing.T) {
 	if !enter(t) {
 		return
@@ -384,13 +384,40 @@ func TestForeign(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := res.Interfaces[0].Name
-	netns.Run(t, "ip", "link", "add", host, "type", "bridge")
+	netns.Run(t, "ip", "link", "add", host, "type", "veth", "peer", "name", "other")
 	if _, err := r.add("a"); code(err) != 103 || !strings.Contains(err.Error(), host) {
 		t.Errorf("ADD: %v", err)
+	}
+	if err := r.del("a"); err != nil {
+		t.Errorf("DEL: %v", err)
 	}
 	netns.Run(t, "ip", "link", "show", host)
 	if l := r.leases(); len(l) > 0 {
 		t.Error(l)
+	}
+}
+
+// TestOneFamily holds that a pod has what the node has, and no more.
+func TestOneFamily(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	serve(t, "")
+	for name, only := range map[string]string{"v4": range4, "v6": range6} {
+		r.conf["ranges"] = []string{only}
+		if got := r.mustAdd(name); len(got) != 1 {
+			t.Errorf("%s: addresses are %v", name, got)
+		}
+		if err := r.check(name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for family, node := range map[string]string{"v4": node4, "v6": node6} {
+			_, err := talk(t, name, "tcp", node, 10)
+			if family == name && err != nil || family != name && !errors.Is(err, unix.ENETUNREACH) {
+				t.Errorf("%s to %s: %v", name, node, err)
+			}
+		}
 	}
 }
 
