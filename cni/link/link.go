@@ -195,7 +195,7 @@ func missing(err error) bool {
 	return errors.As(err, &not) || errors.Is(err, unix.ENODEV)
 }
 
-// address is free of duplicate address detection: it comes from the store of leases.
+// address is free of duplicate address detection, even where net.ipv6.conf.all.accept_dad asks for it: leases have no duplicates.
 func address(a netip.Addr) *netlink.Addr {
 	out := &netlink.Addr{IPNet: single(a)}
 	if a.Is6() {
