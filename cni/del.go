@@ -1,6 +1,9 @@
 package cni
 
 import (
+	"log/slog"
+	"net/netip"
+
 	"github.com/containernetworking/cni/pkg/skel"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
@@ -27,9 +30,18 @@ func detach(dir string, args *skel.CmdArgs) error {
 	return release(dir, args)
 }
 
+// release ends the lease. What connection tracking knows of its addresses goes too, and if it does not, that is not a reason to try again:
+// an address rests before it is given out, longer than an entry of UDP lives.
 func release(dir string, args *skel.CmdArgs) error {
-	return withStore(dir, func(s *ipam.Store) error {
-		_, err := s.Release(args.ContainerID, args.IfName)
+	var freed []netip.Addr
+	err := withStore(dir, func(s *ipam.Store) (err error) {
+		freed, err = s.Release(args.ContainerID, args.IfName)
 		return err
 	})
+	for _, a := range freed {
+		if err := link.Forget(a); err != nil {
+			slog.Warn("connections of a freed address stay", "address", a, "err", err)
+		}
+	}
+	return err
 }

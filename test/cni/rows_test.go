@@ -21,6 +21,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
@@ -533,6 +534,67 @@ func TestCheck(t *testing.T) {
 	}
 	if got := run(t, r.command(env("CHECK", "p0"), nil)); got.Code != 7 {
 		t.Errorf("without prevResult: %v", got.Error.Error())
+	}
+}
+
+// TestForget holds that connection tracking knows nothing of a freed address, whichever end it was, and of others what it knew.
+func TestForget(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	r := newRig(t)
+	all := map[string][]string{"": {node4, node6}, "a": r.mustAdd("a"), "b": r.mustAdd("b")}
+	netns.Run(t, "nft", "add table inet t; add chain inet t in { type nat hook prerouting priority dstnat; };"+
+		"add rule inet t in ct state new ip daddr 192.0.2.9 dnat ip to "+all["a"][0])
+	for name := range all {
+		serve(t, name)
+	}
+	for from := range all {
+		for to, targets := range all {
+			for _, target := range targets {
+				for _, network := range []string{"tcp", "udp"} {
+					if _, err := talk(t, from, network, target, 10); from != to && err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+	}
+	if _, err := talk(t, "b", "udp", "192.0.2.9", 10); err != nil {
+		t.Fatal(err)
+	}
+	tracked := func() (of map[string]int) {
+		of = map[string]int{}
+		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range flows {
+				ends := map[string]bool{}
+				for _, ip := range []net.IP{f.Forward.SrcIP, f.Forward.DstIP, f.Reverse.SrcIP, f.Reverse.DstIP} {
+					ends[ip.String()] = true
+				}
+				switch a, b := all["a"], all["b"]; {
+				case ends[a[0]] || ends[a[1]]:
+					of["a"]++
+				case ends[b[0]] || ends[b[1]]:
+					of["b"]++
+				}
+			}
+		}
+		return of
+	}
+	before := tracked()
+	if before["a"] < 17 || before["b"] < 8 {
+		t.Fatalf("tracked are %v", before)
+	}
+	if err := r.del("a"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]int{"b": before["b"]}, tracked()); diff != "" {
+		t.Error(diff)
 	}
 }
 
