@@ -38,9 +38,9 @@ func release(dir string, args *skel.CmdArgs) error {
 		freed, err = s.Release(args.ContainerID, args.IfName)
 		return err
 	})
-	for _, a := range freed {
-		if err := link.Forget(a); err != nil {
-			slog.Warn("connections of a freed address stay", "address", a, "err", err)
+	if len(freed) > 0 {
+		if err := link.Forget(freed); err != nil {
+			slog.Warn("connections of freed addresses stay", "addresses", freed, "err", err)
 		}
 	}
 	return err

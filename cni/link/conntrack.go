@@ -3,7 +3,10 @@ package link
 import (
 	"encoding/binary"
 	"errors"
+	"io/fs"
 	"net/netip"
+	"slices"
+	"strconv"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -17,40 +20,66 @@ const (
 	filterSource        = 1 << 0 // CTA_FILTER_F_CTA_IP_SRC
 )
 
-// Forget deletes what the node's connection tracking knows of an address that is nobody's any more: the connections that it has begun, and
-// those that lead to it, whatever they were translated from. The next pod with the address would otherwise get packets of the
-// last one's. It needs the kernel's nf_conntrack_netlink.
-func Forget(a netip.Addr) error {
-	tuples := []int{nl.CTA_TUPLE_ORIG, nl.CTA_TUPLE_REPLY}
-	if a.Is6() {
-		// The kernel's filter gives all entries but those of an IPv6 address (ctnetlink_filter_match_tuple, up to 6.18 at least).
-		tuples = []int{0}
+// few is how many entries the kernel gives in the time that it takes to go through its table twice more.
+const few = 4096
+
+// question is what the kernel is asked for: entries of a family, or those only that have an address for the source of a tuple.
+type question struct {
+	family uint8
+	tuple  int // 0 for all
+	source netip.Addr
+}
+
+// Forget deletes what the node's connection tracking knows of addresses that are nobody's any more: the connections that they have begun,
+// and those that lead to them, whatever they were translated from. The next pod with the address would otherwise get packets of
+// the last one's. A node that tracks no connections is left as it is.
+func Forget(addrs []netip.Addr) error {
+	text, err := read("netfilter/nf_conntrack_count")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	count, bad := strconv.Atoi(text)
+	if err := errors.Join(err, bad); err != nil || count == 0 {
+		return err
 	}
 	var errs []error
-	for _, tuple := range tuples {
-		errs = append(errs, forget(a, tuple))
+	for _, q := range questions(addrs, count) {
+		got, err := whole(func() ([][]byte, error) { return q.request().Execute(unix.NETLINK_NETFILTER, 0) })
+		errs = append(errs, err, forget(got, addrs))
 	}
 	return errors.Join(errs...)
 }
 
-// forget deletes the entries that have the address for the source of one of their tuples. It looks at those whose tuple of that
-// type has, or at all with 0. What the kernel gives is looked at again, since kernels before 5.8 do not know the filter.
-func forget(a netip.Addr, tuple int) error {
-	got, err := whole(func() ([][]byte, error) { return entries(a, tuple).Execute(unix.NETLINK_NETFILTER, 0) })
-	if err != nil {
-		return err
+// questions returns how the entries of addresses are found in a table of so many. The kernel goes through all of the table for each.
+func questions(addrs []netip.Addr, count int) (out []question) {
+	if count <= few {
+		return []question{{family: unix.AF_UNSPEC}}
 	}
+	for _, a := range addrs {
+		if a.Is4() {
+			out = append(out, question{unix.AF_INET, nl.CTA_TUPLE_ORIG, a}, question{unix.AF_INET, nl.CTA_TUPLE_REPLY, a})
+		} else {
+			// Asked for an IPv6 address, the kernel gives all others (ctnetlink_filter_match_tuple, in 6.18 at least).
+			out = append(out, question{family: unix.AF_INET6})
+		}
+	}
+	return out
+}
+
+// forget deletes the entries that have one of the addresses for the source of one of their tuples. It looks at each, since kernels
+// before 5.8 give more than they are asked for.
+func forget(entries [][]byte, addrs []netip.Addr) error {
 	var errs []error
-	for _, e := range got {
+	for _, e := range entries {
 		if len(e) < nl.SizeofNfgenmsg {
 			continue
 		}
-		// An entry as the kernel gives it names itself: its tuples, its zone and its number.
-		attrs := e[nl.SizeofNfgenmsg:]
-		if source(attrs, nl.CTA_TUPLE_ORIG) != a && source(attrs, nl.CTA_TUPLE_REPLY) != a {
+		// An entry as the kernel gives it names itself: its family, its tuples, its zone and its number.
+		family, attrs := e[0], e[nl.SizeofNfgenmsg:]
+		if !slices.Contains(addrs, source(attrs, nl.CTA_TUPLE_ORIG)) && !slices.Contains(addrs, source(attrs, nl.CTA_TUPLE_REPLY)) {
 			continue
 		}
-		req := conntrack(nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, a)
+		req := conntrack(nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, family)
 		req.AddRawData(attrs)
 		if _, err := req.Execute(unix.NETLINK_NETFILTER, 0); !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, err)
@@ -59,16 +88,15 @@ func forget(a netip.Addr, tuple int) error {
 	return errors.Join(errs...)
 }
 
-// entries asks for all of the address's family, or for those that have it for the source of a tuple.
-func entries(a netip.Addr, tuple int) *nl.NetlinkRequest {
-	req := conntrack(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, a)
-	if tuple == 0 {
+func (q question) request() *nl.NetlinkRequest {
+	req := conntrack(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, q.family)
+	if q.tuple == 0 {
 		return req
 	}
-	t := nl.NewRtAttr(tuple|unix.NLA_F_NESTED, nil)
-	t.AddRtAttr(nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, nil).AddRtAttr(sourceAttr(a.Is4()), a.AsSlice())
+	t := nl.NewRtAttr(q.tuple|unix.NLA_F_NESTED, nil)
+	t.AddRtAttr(nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, nil).AddRtAttr(sourceAttr(q.source.Is4()), q.source.AsSlice())
 	req.AddData(t)
-	flags := map[int]uint32{tuple: filterSource}
+	flags := map[int]uint32{q.tuple: filterSource}
 	f := nl.NewRtAttr(ctaFilter|unix.NLA_F_NESTED, nil)
 	f.AddRtAttr(ctaFilterOrigFlags, nl.Uint32Attr(flags[nl.CTA_TUPLE_ORIG]))
 	f.AddRtAttr(ctaFilterReplyFlags, nl.Uint32Attr(flags[nl.CTA_TUPLE_REPLY]))
@@ -76,11 +104,7 @@ func entries(a netip.Addr, tuple int) *nl.NetlinkRequest {
 	return req
 }
 
-func conntrack(operation, flags int, a netip.Addr) *nl.NetlinkRequest {
-	family := uint8(unix.AF_INET6)
-	if a.Is4() {
-		family = unix.AF_INET
-	}
+func conntrack(operation, flags int, family uint8) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|operation, flags)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 	return req
