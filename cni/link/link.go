@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
@@ -161,6 +162,21 @@ func Exists(s Spec) (bool, error) {
 	defer h.Close()
 	l, err := s.find(h)
 	return l != nil, err
+}
+
+// Hosts returns the names of all interfaces of the node that may be a host end.
+func Hosts() (map[string]bool, error) {
+	links, err := whole(netlink.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]bool{}
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, Prefix) {
+			names[l.Attrs().Name] = true
+		}
+	}
+	return names, nil
 }
 
 // find returns the host end, or nil. An interface of the name that has another MAC is another container's, whose hash begins with

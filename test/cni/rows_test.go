@@ -24,6 +24,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	plugin "github.com/ropewalk-net/ropewalk/cni"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
@@ -674,6 +675,58 @@ func TestGC(t *testing.T) {
 		t.Error(err)
 	}
 	r.empty("after a GC of all")
+}
+
+// TestCollect holds that leases of pods that are gone are freed after a while, without a list, and others are not.
+func TestCollect(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	for _, name := range []string{"a", "b"} {
+		r.mustAdd(name)
+	}
+	netns.Run(t, "ip", "-n", "a", "link", "del", ifname) // as the kernel does some time after the namespace is gone
+	for _, c := range []struct {
+		grace time.Duration
+		freed int
+	}{{time.Hour, 0}, {0, 1}, {0, 0}} {
+		if freed, err := plugin.Collect(r.dir, c.grace); err != nil || freed != c.freed {
+			t.Errorf("after %v: %d are freed, %v", c.grace, freed, err)
+		}
+	}
+	if l := r.leases(); len(l) != 1 || l[0].Container != "b" {
+		t.Errorf("left are %v", l)
+	}
+	if err := r.check("b"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStatic holds that a pod gets the addresses that it is to have, and that nobody else does.
+func TestStatic(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	for _, name := range []string{"a", "b", "c"} {
+		r.pod(name)
+	}
+	e := env("ADD", "a")
+	e["CNI_ARGS"] += ";IP=fd00:244::7"
+	ips := map[string]any{"runtimeConfig": map[string]any{"ips": []string{"10.244.0.77/24"}}}
+	if got := run(t, r.command(e, ips)); !strings.Contains(got.stdout, "10.244.0.77/32") || !strings.Contains(got.stdout, "fd00:244::7/128") {
+		t.Errorf("a has %s", got.stdout)
+	}
+	if got := run(t, r.command(env("ADD", "b"), ips)); got.Code != 102 || !strings.Contains(got.Error.Error(), "10.244.0.77") {
+		t.Errorf("b: %v", got.Error.Error())
+	}
+	if err := r.del("a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, r.command(env("ADD", "c"), ips)); got.exit != 0 { // it does not have to rest
+		t.Errorf("c: %v", got.Error.Error())
+	}
 }
 
 // TestConcurrent holds that 200 ADDs at a time give 200 addresses.
