@@ -45,6 +45,9 @@ func Add(args *skel.CmdArgs) error {
 
 	owner := ipam.Owner{Container: args.ContainerID, Interface: args.IfName, Netns: args.Netns, Pod: podName}
 	lease, err := allocate(c, owner, static)
+	if codeOf(err) == types.ErrIOFailure { // there may be a lease all the same, if it could not be written to the end
+		return undone(err, release(c.DataDir, args))
+	}
 	if err != nil {
 		return err
 	}

@@ -45,22 +45,20 @@ func Verbs() skel.CNIFuncs {
 }
 
 // withStore runs f with the leases, which other processes wait for meanwhile.
-func withStore(dir string, f func(*ipam.Store) error) (err error) {
+func withStore(dir string, f func(*ipam.Store) error) error {
 	s, err := ipam.Open(dir)
 	if err != nil {
 		return storeError(err)
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	return storeError(f(s))
+	return storeError(errors.Join(f(s), s.Close()))
 }
 
 // storeError gives an error of the leases its code.
 func storeError(err error) error {
-	var known *types.Error
 	var exhausted *ipam.ExhaustedError
 	code := types.ErrIOFailure
 	switch {
-	case err == nil || errors.As(err, &known):
+	case err == nil || codeOf(err) != 0:
 		return err
 	case errors.Is(err, ipam.ErrBusy):
 		code = types.ErrTryAgainLater
@@ -101,6 +99,15 @@ func openPod(path string) (ns.NetNS, error) {
 // kernelError gives an error of the link package its code.
 func kernelError(what string, err error) error {
 	return types.NewError(CodeKernel, what, err.Error())
+}
+
+// codeOf returns the code of an error, 0 of one that has none.
+func codeOf(err error) uint {
+	var e *types.Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return 0
 }
 
 // undone adds what went wrong while a failed ADD was taken back. skel prints the first error of its type alone.

@@ -1,7 +1,6 @@
 package cni
 
 import (
-	"errors"
 	"net/netip"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -41,8 +40,7 @@ func Status(args *skel.CmdArgs) error {
 
 // unavailable keeps a code that tells more.
 func unavailable(err error) error {
-	var known *types.Error
-	if errors.As(err, &known) && known.Code == types.ErrTryAgainLater {
+	if codeOf(err) == types.ErrTryAgainLater {
 		return err
 	}
 	return types.NewError(codeUnavailable, "pods cannot be attached", err.Error())

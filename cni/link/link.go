@@ -41,7 +41,7 @@ func Add(pod ns.NetNS, s Spec) (err error) {
 	}
 	defer h.Close()
 	host, err := create(h, pod, s)
-	if err != nil {
+	if errors.Is(err, unix.EEXIST) {
 		return err
 	}
 	defer func() {
@@ -49,6 +49,9 @@ func Add(pod ns.NetNS, s Spec) (err error) {
 			err = errors.Join(err, Delete(s))
 		}
 	}()
+	if err != nil { // it may be there all the same, if only the kernel's answer was lost
+		return err
+	}
 	if err := s.setHost(h, host); err != nil {
 		return fmt.Errorf("host end %s: %w", s.Host, err)
 	}
