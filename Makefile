@@ -81,5 +81,5 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 .PHONY: tools
-tools: ## install what the tests use and Go does not bring: dig, dnsperf, ip, runc, nft and iptables (Debian)
-	@test/tools.sh dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables
+tools: ## install what the tests use and Go does not bring: dig, dnsperf, ip, runc, nft, iptables and strace (Debian)
+	@test/tools.sh dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace
