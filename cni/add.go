@@ -26,10 +26,8 @@ func Add(args *skel.CmdArgs) error {
 		return err
 	}
 	static = append(static, c.Static...)
-	for _, a := range static {
-		if !inRanges(a, c.Ranges) {
-			return wrong("the wanted address", a.String(), "it is of one of %v", c.Ranges)
-		}
+	if err := checkStatic(static, c.Ranges); err != nil {
+		return err
 	}
 	pod, err := openPod(args.Netns)
 	if err != nil {

@@ -9,7 +9,6 @@ package cni
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -117,14 +116,4 @@ func undone(err, undo error) error {
 		return err
 	}
 	return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; and taking it back failed: %v", e.Details, undo))
-}
-
-// inRanges says whether an address is of one of the ranges.
-func inRanges(a netip.Addr, ranges []netip.Prefix) bool {
-	for _, r := range ranges {
-		if r.Contains(a) {
-			return true
-		}
-	}
-	return false
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/ropewalk-net/ropewalk/cni/ipam"
 )
 
 const (
@@ -197,6 +199,26 @@ func parseStatic(all []string) ([]netip.Addr, error) {
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// checkStatic refuses wanted addresses that no pod can have.
+func checkStatic(static []netip.Addr, ranges []netip.Prefix) error {
+	taken := map[netip.Prefix]bool{}
+	for _, a := range static {
+		i := slices.IndexFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+		if i < 0 {
+			return wrong("the wanted address", a.String(), "it is of one of %v", ranges)
+		}
+		switch r := ranges[i]; {
+		case a == r.Addr() || a == ipam.Gateway(r) || a.Is4() && !r.Contains(a.Next()):
+			return wrong("the wanted address", a.String(), "the first two addresses and an IPv4 range's last are no pod's")
+		case taken[r]:
+			return wrong("the wanted address", a.String(), "there is another of %s: a pod has one a range", r)
+		default:
+			taken[r] = true
+		}
+	}
+	return nil
 }
 
 // wanted returns what CNI_ARGS says: the pod as namespace/name, and addresses, by IP. What is not known is not ours.

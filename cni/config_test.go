@@ -111,6 +111,32 @@ func TestWanted(t *testing.T) {
 	}
 }
 
+// TestCheckStatic holds that what is taken here is what the leases take.
+func TestCheckStatic(t *testing.T) {
+	ranges := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125")}
+	var wanted [][]netip.Addr
+	for _, r := range ranges {
+		for a := r.Addr().Prev(); a.Less(r.Addr()) || r.Contains(a.Prev()); a = a.Next() {
+			wanted = append(wanted, []netip.Addr{a})
+		}
+	}
+	both := netip.MustParseAddr("fd00::3")
+	wanted = append(wanted, nil, []netip.Addr{both, both.Next()}, []netip.Addr{both, netip.MustParseAddr("10.0.0.3")})
+	for i, static := range wanted {
+		s, err := ipam.Open(filepath.Join(t.TempDir(), "leases"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, want := s.Allocate(ipam.Owner{Container: "c", Interface: "eth0"}, ranges, static)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := checkStatic(static, ranges); (got == nil) != (want == nil) {
+			t.Errorf("%d: %v: %v, the leases: %v", i, static, got, want)
+		}
+	}
+}
+
 func TestFull(t *testing.T) {
 	leases := func(addrs ...string) (out []ipam.Lease) {
 		for _, a := range addrs {

@@ -84,7 +84,7 @@ func TestErrors(t *testing.T) {
 		{"wanted elsewhere", map[string]string{"CNI_ARGS": "IP=192.0.2.9"}, nil, 7, "192.0.2.9"},
 		{"chained", nil, map[string]any{"prevResult": prev}, 7, "first"},
 		{"interface exists", map[string]string{"CNI_NETNS": "/run/netns/taken"}, nil, 101, ifname},
-		{"wanted but reserved", map[string]string{"CNI_ARGS": "IP=10.244.0.0"}, nil, 5, "reserved"},
+		{"wanted but reserved", map[string]string{"CNI_ARGS": "IP=10.244.0.0"}, nil, 7, "10.244.0.0"},
 	} {
 		e := env("ADD", "pod")
 		for k, v := range c.env {
