@@ -245,6 +245,12 @@ func TestResult(t *testing.T) {
 	if out := netns.Run(t, "ip", "link", "show", host.Name); !strings.Contains(out, "alias ns/a") {
 		t.Errorf("no alias: %s", out)
 	}
+	r.pod("long")
+	e := env("ADD", "long")
+	e["CNI_ARGS"] = "K8S_POD_NAMESPACE=" + strings.Repeat("n", 63) + ";K8S_POD_NAME=" + strings.Repeat("p", 253)
+	if got := run(t, r.command(e, nil)); got.exit != 0 {
+		t.Errorf("names as long as they may be: %v", got.Error.Error())
+	}
 	for _, where := range [][]string{{"addr", "show", "dev", host.Name}, {"-n", "a", "addr", "show", "dev", ifname}} {
 		if out := netns.Run(t, "ip", where...); strings.Contains(out, "tentative") || !strings.Contains(out, "LOWER_UP") {
 			t.Errorf("not ready: %s", out)
