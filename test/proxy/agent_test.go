@@ -101,6 +101,22 @@ func TestLocal(t *testing.T) {
 	}
 }
 
+// TestLateNode holds that who is a pod is told by the node's podCIDRs once it has some; until then all may be.
+func TestLateNode(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	r := newRig(t, 2)
+	r.flags = []string{"--pod-interface", ""}
+	r.api.Delete(node())
+	r.put(service("web"), "pod0", "far")
+	r.start()
+	r.ready()
+	r.see(probe{from: "pod1", to: "cluster", want: "pod0 far", keep: kept}, probe{from: "outside", to: "node", want: "refused"})
+	r.api.Apply(node())
+	r.see(probe{from: "outside", to: "cluster", want: "pod0 far", keep: lost}, probe{from: "outside", to: "node", want: "pod0 far"}, probe{from: "pod1", to: "cluster", want: "pod0 far", keep: kept})
+}
+
 // TestNodePortAddresses holds that node ports can be had at other addresses of the node than those that the API knows.
 func TestNodePortAddresses(t *testing.T) {
 	if !netns.Enter(t) {
