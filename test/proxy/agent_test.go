@@ -16,6 +16,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/ropewalk-net/ropewalk/cluster"
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
@@ -183,6 +184,20 @@ func TestHealth(t *testing.T) {
 	} {
 		if code, body := get(url); code != 200 || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %s", url, code, body)
+		}
+	}
+	r.api.Apply(node(func(n *corev1.Node) {
+		n.Spec.Taints = []corev1.Taint{{Key: cluster.LeavingTaint, Effect: corev1.TaintEffectNoSchedule}}
+	}))
+	for range 300 {
+		if code, _ := get("http://192.0.2.1:10256/healthz"); code == 503 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for path, want := range map[string]int{"healthz": 503, "livez": 200} {
+		if code, _ := get("http://192.0.2.1:10256/" + path); code != want {
+			t.Errorf("/%s of a node that is about to go: %d", path, code)
 		}
 	}
 	_, metrics := get("http://127.0.0.1:10249/metrics")
