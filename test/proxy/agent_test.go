@@ -454,7 +454,7 @@ func restart(t *testing.T, services, times int) {
 		}
 	}
 	stop, done := make(chan struct{}), make(chan error, 4)
-	var asked atomic.Int64
+	var asked, slow atomic.Int64
 	for _, from := range []string{"pod2", "outside"} {
 		for _, network := range []string{"tcp", "udp"} {
 			go func() {
@@ -466,7 +466,12 @@ func restart(t *testing.T, services, times int) {
 					default:
 					}
 					addrs := slices.Concat(at("cluster"), at("node"), at("lb"))
-					if _, _, err := clusternet.Ask(t, from, network, addrs[i%len(addrs)]); err != nil {
+					begun := time.Now()
+					_, _, err := clusternet.Ask(t, from, network, addrs[i%len(addrs)])
+					if time.Since(begun) > clusternet.Slow {
+						slow.Add(1)
+					}
+					if err != nil {
 						done <- fmt.Errorf("%s %s from %s: %w", network, addrs[i%len(addrs)], from, err)
 						return
 					}
@@ -504,5 +509,8 @@ func restart(t *testing.T, services, times int) {
 			}
 		}
 	}
-	t.Logf("%d connections and datagrams", asked.Load())
+	t.Logf("%d connections and datagrams, %d slow", asked.Load(), slow.Load())
+	if n := slow.Load(); n > 3 && n > asked.Load()/100 {
+		t.Errorf("%d of %d connections lost a packet, or the machine stood still", n, asked.Load())
+	}
 }
