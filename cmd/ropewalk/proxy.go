@@ -164,7 +164,7 @@ func newCleanup() *cobra.Command {
 leading connections while an agent is replaced by another.`,
 		Example: "  ropewalk cleanup proxy",
 	}
-	cmd.AddCommand(newCleanupProxy())
+	cmd.AddCommand(newCleanupProxy(), newCleanupRoutes())
 	group(cmd)
 	return cmd
 }

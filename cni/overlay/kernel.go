@@ -343,8 +343,8 @@ func OnLink(a netip.Addr) bool {
 // watchRetry is the pause after a subscription has ended: the kernel ends those whose reader is too slow.
 const watchRetry = time.Second
 
-// Watch calls changed whenever a link, a route, an address or a neighbour has changed, until ctx ends. It is for the network namespace of
-// the calling thread. What a Sync of one's own changes is told, too.
+// Watch calls changed whenever a link, a route, an address, or a neighbour on a tunnel has changed, until ctx ends. It is for the network
+// namespace of the calling thread. What a Sync of one's own changes is told, too.
 func Watch(ctx context.Context, changed func()) {
 	for ctx.Err() == nil {
 		watch(ctx, changed)
@@ -367,10 +367,14 @@ func watch(ctx context.Context, changed func()) {
 			open = append(open, ended)
 		}
 	}
-	add(subscribe(netlink.LinkSubscribe, done, events))
-	add(subscribe(netlink.RouteSubscribe, done, events))
-	add(subscribe(netlink.AddrSubscribe, done, events))
-	add(subscribe(netlink.NeighSubscribe, done, events))
+	add(subscribe(netlink.LinkSubscribe, done, events, nil))
+	add(subscribe(netlink.RouteSubscribe, done, events, nil))
+	add(subscribe(netlink.AddrSubscribe, done, events, nil))
+	// On other links neighbours come and go all the time.
+	add(subscribe(netlink.NeighSubscribe, done, events, func(u netlink.NeighUpdate) bool {
+		link, err := netlink.LinkByIndex(u.LinkIndex)
+		return err == nil && link.Type() == "vxlan"
+	}))
 	defer func() {
 		close(done)
 		for _, ended := range open {
@@ -398,15 +402,18 @@ func watch(ctx context.Context, changed func()) {
 	}
 }
 
-// subscribe has events get one for what a subscription tells, until done or until it ends.
-func subscribe[T any](begin func(chan<- T, <-chan struct{}) error, done <-chan struct{}, events chan<- struct{}) (<-chan struct{}, error) {
+// subscribe has events get one for what a subscription tells and matters, until done or until it ends. If matters is nil all does.
+func subscribe[T any](begin func(chan<- T, <-chan struct{}) error, done <-chan struct{}, events chan<- struct{}, matters func(T) bool) (<-chan struct{}, error) {
 	updates, ended := make(chan T, 16), make(chan struct{})
 	if err := begin(updates, done); err != nil {
 		return nil, err
 	}
 	go func() {
 		defer close(ended)
-		for range updates {
+		for u := range updates {
+			if matters != nil && !matters(u) {
+				continue
+			}
 			select {
 			case events <- struct{}{}:
 			default:

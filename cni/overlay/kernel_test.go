@@ -286,7 +286,7 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	wait("the beginning")
-	for _, change := range []string{"route add 10.9.0.0/24 via 192.0.2.2", "route del 10.9.0.0/24", "link set eth0 mtu 1400", "addr add 192.0.2.99/24 dev eth0", "neigh add 192.0.2.98 lladdr 02:00:00:00:00:01 dev eth0"} {
+	for _, change := range []string{"route add 10.9.0.0/24 via 192.0.2.2", "route del 10.9.0.0/24", "link set eth0 mtu 1400", "addr add 192.0.2.99/24 dev eth0", "link add v type vxlan id 5 dstport 8472\nlink set v up"} {
 		for quiet := false; !quiet; {
 			select {
 			case <-told:

@@ -138,7 +138,7 @@ func TestHostsExamples(t *testing.T) {
 		t.Run(line, func(t *testing.T) {
 			cmd := exec.Command("sh", "-c", line)
 			cmd.Dir = dir
-			if strings.Contains(line, "ropewalk proxy") || strings.Contains(line, "hosts run") || strings.Contains(line, "hosts nri") {
+			if strings.Contains(line, "ropewalk proxy") || strings.Contains(line, "ropewalk routes") || strings.Contains(line, "hosts run") || strings.Contains(line, "hosts nri") {
 				serve(t, cmd)
 				return
 			}
@@ -167,7 +167,7 @@ func serve(t *testing.T, cmd *exec.Cmd) {
 	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
 	defer timer.Stop()
 	var log bytes.Buffer
-	atWork := regexp.MustCompile(`no connection to the runtime|serving /metrics|hosts file|in the kernel`)
+	atWork := regexp.MustCompile(`no connection to the runtime|serving /metrics|hosts file|in the kernel|not all is as it should be`)
 	var once sync.Once
 	for buf := make([]byte, 4096); ; {
 		n, err := pipe.Read(buf)
