@@ -94,6 +94,7 @@ func (k *Kernel) device(c *changer, t *Tunnel) netlink.Link {
 			return nil
 		}
 		if link = k.existing(c); link == nil {
+			c.ok(k.Device, errors.New("it is gone as soon as it was made"))
 			return nil
 		}
 		// No address of its own making, which would have to be looked for on the link first, and replies that come another way are welcome.

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -198,19 +197,13 @@ func TestTunnelMTU(t *testing.T) {
 	}
 	r := start(t, Config{Mode: overlay.VXLAN, Kernel: overlay.Kernel{Device: "rw-vxlan", VNI: 1, Port: 8472}}, self, second)
 	r.soon(func() string {
-		b, _ := os.ReadFile(r.conf)
-		if !strings.Contains(string(b), `"mtu": 1450`) {
-			return string(b)
+		b, err := os.ReadFile(r.conf)
+		if err != nil || !strings.Contains(string(b), `"mtu": 1450`) {
+			return fmt.Sprint(err, string(b))
 		}
 		return ""
 	})
-	out, err := exec.Command("ip", "link", "show", "rw-vxlan").CombinedOutput()
-	if err != nil {
-		t.Log(netns.Run(t, "ip", "-br", "link"))
-		t.Log(netns.Run(t, "ip", "route"))
-		t.Log(netns.Run(t, "ip", "link", "show", "rw-vxlan"))
-	}
-	if out := string(out); !strings.Contains(out, "mtu 1450") {
+	if out := netns.Run(t, "ip", "link", "show", "rw-vxlan"); !strings.Contains(out, "mtu 1450") {
 		t.Error(out)
 	}
 }
