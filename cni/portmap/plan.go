@@ -121,44 +121,51 @@ func (m Mapping) port() string {
 // connects from there to the pod's port has to be masqueraded, since the answer would not come back this way.
 func wanted(f *family, o Owner, mappings []Mapping, pods []netip.Prefix, localhost bool) ([]element, error) {
 	var list []element
-	at := map[[2]string]element{}
-	put := func(e element, force bool) error {
-		k := [2]string{string(rune(e.set)), e.key}
-		switch old, there := at[k]; {
-		case !there:
-			at[k] = e
-			list = append(list, e)
-		case force && old != e:
-			return fmt.Errorf("%w: two for the same port", ErrInvalid)
-		}
-		return nil
-	}
+	at := map[string]element{} // maps' keys are of different lengths
 	for _, p := range pods {
 		if p.Addr().Is4() != f.is4() {
 			continue
 		}
+		lead := func(m Mapping, key string) element {
+			return element{set: f.setOf(key), key: key, value: bytesOf(p.Addr()) + bytesOfPort(m.ContainerPort), owner: o}
+		}
 		for _, m := range mappings {
-			e := element{set: portsMap, key: m.port(), value: bytesOf(p.Addr()) + bytesOfPort(m.ContainerPort), owner: o}
-			switch {
-			case m.all():
-			case m.HostIP.Is4() == f.is4():
-				e.set, e.key = addressesMap, bytesOf(m.HostIP)+m.port()
-			default:
-				continue
+			key := m.port()
+			if !m.all() {
+				if m.HostIP.Is4() != f.is4() {
+					continue
+				}
+				key = bytesOf(m.HostIP) + key
 			}
-			if err := put(e, true); err != nil {
-				return nil, fmt.Errorf("%w: %v", err, m)
+			e := lead(m, key)
+			if old, there := at[key]; there && old != e {
+				return nil, fmt.Errorf("%w: %v, to two ports", ErrInvalid, m)
+			}
+			at[key] = e
+		}
+		for _, m := range mappings {
+			key := bytesOf(loopback) + m.port()
+			if _, there := at[key]; m.all() && localhost && f.is4() && !there {
+				at[key] = lead(m, key)
 			}
 		}
-		first, last := bounds(p)
-		for _, m := range mappings {
-			if m.all() && localhost && f.is4() {
-				_ = put(element{set: addressesMap, key: bytesOf(loopback) + m.port(), value: bytesOf(p.Addr()) + bytesOfPort(m.ContainerPort), owner: o}, false)
-			}
+		if len(at) > 0 {
+			first, last := bounds(p)
+			list = append(list, element{set: hairpinSet, key: bytesOf(first) + bytesOf(p.Addr()), end: bytesOf(last) + bytesOf(p.Addr()), owner: o})
 		}
-		_ = put(element{set: hairpinSet, key: bytesOf(first) + bytesOf(p.Addr()), end: bytesOf(last) + bytesOf(p.Addr()), owner: o}, false)
+	}
+	for _, e := range at {
+		list = append(list, e)
 	}
 	return list, nil
+}
+
+// setOf is the map that a key is of.
+func (f *family) setOf(key string) set {
+	if len(key) > f.size+4 {
+		return addressesMap
+	}
+	return portsMap
 }
 
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})

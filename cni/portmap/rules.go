@@ -1,6 +1,8 @@
 package portmap
 
 import (
+	"hash/fnv"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -51,6 +53,19 @@ func (f *family) sets(t *nftables.Table) [numSets]*nftables.Set {
 }
 
 type rule []expr.Any
+
+// digest is the user data of a rule, by which it is told from others. Its type is one that nft(8) skips.
+func (r rule) digest(f *family) ([]byte, error) {
+	h := fnv.New64a()
+	for _, e := range r {
+		b, err := expr.Marshal(byte(f.id), e)
+		if err != nil {
+			return nil, err
+		}
+		_, _ = h.Write(b) // never fails
+	}
+	return h.Sum([]byte{0x52, 8}), nil
+}
 
 type chain struct {
 	name     string

@@ -1,6 +1,7 @@
 package portmap
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -50,7 +51,7 @@ func Add(o Owner, mappings []Mapping, pods []netip.Prefix, localhost bool) error
 
 // Delete ends all mappings of o. None is no error.
 func Delete(o Owner) error {
-	if err := o.validate(); err != nil {
+	if o.validate() != nil {
 		return nil // Add has refused it, too
 	}
 	c, err := open()
@@ -61,13 +62,17 @@ func Delete(o Owner) error {
 	var gone []Entry
 	var errs []error
 	for _, f := range families {
-		held, err := c.read(f)
-		held = slices.DeleteFunc(held, func(e element) bool { return e.owner != o })
-		if err == nil {
-			err = c.withdraw(f, held)
-		}
-		if err == nil {
-			gone = append(gone, entries(f, held)...)
+		var err error
+		for range attempts { // two that delete the same come into each other's way
+			var held []element
+			if held, err = c.read(f); err != nil {
+				break
+			}
+			held = slices.DeleteFunc(held, func(e element) bool { return e.owner != o })
+			if err = c.withdraw(f, held); err == nil {
+				gone = append(gone, entries(f, held)...)
+				break
+			}
 		}
 		errs = append(errs, err)
 	}
@@ -119,12 +124,8 @@ func Check(o Owner, mappings []Mapping, pods []netip.Prefix, localhost bool) err
 				return fmt.Errorf("%w: %v of %v", ErrMissing, f.sets(f.table())[w.set].Name, o)
 			}
 		}
-		for _, ch := range f.chains() {
-			t := f.table()
-			rules, err := c.GetRules(t, &nftables.Chain{Table: t, Name: ch.name})
-			if err != nil || len(rules) != len(ch.rules) {
-				return fmt.Errorf("%w: %d rules in chain %s instead of %d, %v", ErrMissing, len(rules), ch.name, len(ch.rules), err)
-			}
+		if !c.intact(f) {
+			return fmt.Errorf("%w: rules of %s are not as they should be", ErrMissing, TableName)
 		}
 	}
 	return nil
@@ -143,18 +144,34 @@ func validate(o Owner, mappings []Mapping, pods []netip.Prefix) error {
 	return errors.Join(errs...)
 }
 
-// conn is a way to the kernel.
+// conn is a way to the kernel. Closing it after something was deleted takes some milliseconds, as the kernel waits until no packet looks at
+// that any more; so there is one for all that an Add or a Delete does.
 type conn struct{ *nftables.Conn }
 
-func open() (conn, error) {
+func open() (*conn, error) {
 	c, err := nftables.New(nftables.AsLasting())
 	if err != nil {
-		return conn{}, fmt.Errorf("nftables: %w", err)
+		return nil, fmt.Errorf("nftables: %w", err)
 	}
-	return conn{c}, nil
+	return &conn{c}, nil
 }
 
-func (c conn) close() { _ = c.CloseLasting() }
+func (c *conn) close() { _ = c.CloseLasting() }
+
+// flush commits a transaction. After an error there may be answers that nobody read: the socket is another then.
+func (c *conn) flush() error {
+	err := c.Flush()
+	if err == nil {
+		return nil
+	}
+	c.close()
+	err = fmt.Errorf("nftables transaction: %w", err)
+	fresh, e := open()
+	if e == nil {
+		*c = *fresh
+	}
+	return errors.Join(err, e)
+}
 
 // change is what Add is to do in a family.
 type change struct {
@@ -163,9 +180,10 @@ type change struct {
 	pods        []netip.Prefix
 	want        []element
 	add, remove []element
+	intact      bool // the table is as it should be, but for elements
 }
 
-func (c conn) prepare(f *family, o Owner, mappings []Mapping, pods []netip.Prefix, localhost bool) (*change, error) {
+func (c *conn) prepare(f *family, o Owner, mappings []Mapping, pods []netip.Prefix, localhost bool) (*change, error) {
 	p := &change{family: f, owner: o, pods: pods}
 	var err error
 	if p.want, err = wanted(f, o, mappings, pods, localhost); err != nil {
@@ -174,18 +192,19 @@ func (c conn) prepare(f *family, o Owner, mappings []Mapping, pods []netip.Prefi
 	return p, c.plan(p)
 }
 
-func (c conn) plan(p *change) error {
+func (c *conn) plan(p *change) error {
 	held, err := c.read(p.family)
 	if err == nil {
 		p.add, p.remove, err = plan(p.family, p.owner, held, p.want, p.pods)
 	}
+	p.intact = len(p.want) > 0 && c.intact(p.family)
 	return err
 }
 
 // apply commits a change. The kernel refuses an element whose key is taken meanwhile; a port that is taken on all addresses, or on one of
 // them, is seen afterwards only.
-func (c conn) apply(p *change) error {
-	if len(p.want) == 0 && len(p.remove) == 0 {
+func (c *conn) apply(p *change) error {
+	if len(p.remove) == 0 && (len(p.want) == 0 || len(p.add) == 0 && p.intact) {
 		return nil
 	}
 	var err error
@@ -193,13 +212,7 @@ func (c conn) apply(p *change) error {
 		if err = c.commit(p); err == nil {
 			break
 		}
-		fresh, e := open() // there may be answers that nobody read
-		if e != nil {
-			return errors.Join(err, e)
-		}
-		e = fresh.plan(p)
-		fresh.close()
-		if e != nil {
+		if e := c.plan(p); e != nil {
 			return e
 		}
 	}
@@ -216,35 +229,36 @@ func (c conn) apply(p *change) error {
 	return err
 }
 
-// commit sends a transaction that makes all that is missing of the table, and the rules anew.
-func (c conn) commit(p *change) error {
-	x, err := open()
-	if err != nil {
+// commit sends a transaction, with what is missing of the table if it is not whole.
+func (c *conn) commit(p *change) error {
+	f := p.family
+	t := f.table()
+	sets := f.sets(t)
+	whole := p.intact || len(p.want) == 0
+	if !whole {
+		c.AddTable(t)
+		for _, s := range sets {
+			if err := c.AddSet(s, nil); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.elements(sets, p.remove, c.SetDeleteElements); err != nil {
 		return err
 	}
-	defer x.close()
-	f := p.family
-	t := x.AddTable(f.table())
-	sets := f.sets(t)
-	for _, s := range sets {
-		if err := x.AddSet(s, nil); err != nil {
+	if err := c.elements(sets, p.add, c.SetAddElements); err != nil {
+		return err
+	}
+	if !whole {
+		if err := c.rules(f, t); err != nil {
 			return err
 		}
 	}
-	if err := x.elements(sets, p.remove, x.SetDeleteElements); err != nil {
-		return err
-	}
-	if err := x.elements(sets, p.add, x.SetAddElements); err != nil {
-		return err
-	}
-	x.rules(f, t)
-	if err := x.Flush(); err != nil {
-		return fmt.Errorf("nftables transaction: %w", err)
-	}
-	return nil
+	return c.flush()
 }
 
-func (c conn) rules(f *family, t *nftables.Table) {
+// rules makes the chains, if they are not there, and their rules anew.
+func (c *conn) rules(f *family, t *nftables.Table) error {
 	for _, spec := range f.chains() {
 		ch := &nftables.Chain{Table: t, Name: spec.name, Type: spec.kind, Hooknum: spec.hook}
 		if spec.hook != nil {
@@ -253,13 +267,34 @@ func (c conn) rules(f *family, t *nftables.Table) {
 		c.AddChain(ch)
 		c.FlushChain(ch)
 		for _, r := range spec.rules {
-			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: r})
+			d, err := r.digest(f)
+			if err != nil {
+				return err
+			}
+			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: r, UserData: d})
 		}
 	}
+	return nil
+}
+
+// intact says whether all chains are there, with their rules.
+func (c *conn) intact(f *family) bool {
+	t := f.table()
+	for _, spec := range f.chains() {
+		there, err := c.GetRules(t, &nftables.Chain{Table: t, Name: spec.name})
+		same := func(r *nftables.Rule, want rule) bool {
+			d, err := want.digest(f)
+			return err == nil && bytes.Equal(d, r.UserData)
+		}
+		if err != nil || !slices.EqualFunc(there, spec.rules, same) {
+			return false
+		}
+	}
+	return true
 }
 
 // elements adds or deletes elements, by their sets.
-func (c conn) elements(sets [numSets]*nftables.Set, list []element, do func(*nftables.Set, []nftables.SetElement) error) error {
+func (c *conn) elements(sets [numSets]*nftables.Set, list []element, do func(*nftables.Set, []nftables.SetElement) error) error {
 	const atOnce = 100 // a message's attributes are of 64 KB at most
 	for i, s := range sets {
 		var es []nftables.SetElement
@@ -278,21 +313,18 @@ func (c conn) elements(sets [numSets]*nftables.Set, list []element, do func(*nft
 }
 
 // withdraw deletes elements, which are in the kernel.
-func (c conn) withdraw(f *family, list []element) error {
+func (c *conn) withdraw(f *family, list []element) error {
 	if len(list) == 0 {
 		return nil
 	}
 	if err := c.elements(f.sets(f.table()), list, c.SetDeleteElements); err != nil {
 		return err
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("nftables transaction: %w", err)
-	}
-	return nil
+	return c.flush()
 }
 
 // read lists a table's elements; none if there is no table.
-func (c conn) read(f *family) ([]element, error) {
+func (c *conn) read(f *family) ([]element, error) {
 	tables, err := c.ListTablesOfFamily(f.id)
 	if err != nil {
 		return nil, fmt.Errorf("listing tables: %w", err)
