@@ -39,14 +39,18 @@ func (f *family) is4() bool { return f.size == 4 }
 
 func (f *family) table() *nftables.Table { return &nftables.Table{Name: TableName, Family: f.id} }
 
+// maxPorts is how many ports a map has room for. The kernel takes a table of a fixed size for it, about 12 bytes a port: one that it
+// resizes while it is listed may show elements twice, or not at all.
+const maxPorts = 8192
+
 // sets are in the order of their numbers.
 func (f *family) sets(t *nftables.Table) [numSets]*nftables.Set {
 	concat := nftables.MustConcatSetType
 	pod := concat(f.addr, nftables.TypeInetService)
 	return [numSets]*nftables.Set{
-		{Table: t, Name: "addresses", IsMap: true, Concatenation: true, DataType: pod,
+		{Table: t, Name: "addresses", Size: maxPorts, IsMap: true, Concatenation: true, DataType: pod,
 			KeyType: concat(f.addr, nftables.TypeInetProto, nftables.TypeInetService)},
-		{Table: t, Name: "ports", IsMap: true, Concatenation: true, DataType: pod,
+		{Table: t, Name: "ports", Size: maxPorts, IsMap: true, Concatenation: true, DataType: pod,
 			KeyType: concat(nftables.TypeInetProto, nftables.TypeInetService)},
 		{Table: t, Name: "hairpin", Interval: true, Concatenation: true, KeyType: concat(f.addr, f.addr)},
 	}

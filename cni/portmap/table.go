@@ -63,15 +63,19 @@ func Delete(o Owner) error {
 	var errs []error
 	for _, f := range families {
 		var err error
-		for range attempts { // two that delete the same come into each other's way
+		// Until a list shows none: one of several messages can lack elements when others change the set meanwhile, and two that
+		// delete the same come into each other's way.
+		for range attempts {
 			var held []element
 			if held, err = c.read(f); err != nil {
 				break
 			}
 			held = slices.DeleteFunc(held, func(e element) bool { return e.owner != o })
+			if len(held) == 0 {
+				break
+			}
 			if err = c.withdraw(f, held); err == nil {
 				gone = append(gone, entries(f, held)...)
-				break
 			}
 		}
 		errs = append(errs, err)
@@ -338,6 +342,7 @@ func (c *conn) read(f *family) ([]element, error) {
 		return nil, fmt.Errorf("listing sets: %w", err)
 	}
 	var list []element
+	seen := map[element]bool{} // the kernel may list one twice while the set changes
 	for i, s := range f.sets(tables[i]) {
 		if !slices.ContainsFunc(there, func(t *nftables.Set) bool { return t.Name == s.Name }) {
 			continue
@@ -347,7 +352,11 @@ func (c *conn) read(f *family) ([]element, error) {
 			return nil, fmt.Errorf("listing elements of %s: %w", s.Name, err)
 		}
 		for _, e := range es {
-			list = append(list, element{set: set(i), key: string(e.Key), end: string(e.KeyEnd), value: string(e.Val), owner: parseOwner(e.Comment)})
+			x := element{set: set(i), key: string(e.Key), end: string(e.KeyEnd), value: string(e.Val), owner: parseOwner(e.Comment)}
+			if !seen[x] {
+				seen[x] = true
+				list = append(list, x)
+			}
 		}
 	}
 	return list, nil

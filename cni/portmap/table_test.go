@@ -241,7 +241,7 @@ func TestOthers(t *testing.T) {
 	}
 	sctp := Mapping{HostPort: 80, ContainerPort: 8080, Protocol: SCTP}
 	for i := range 180 {
-		must(t, Add(owner(i), append(both(uint16(1000+i), 8080), sctp)[:2+btoi(i == 7)], podAddrs(i % 200)[i/200:], false))
+		must(t, Add(owner(i), append(both(uint16(1000+i), 8080), sctp)[:2+btoi(i == 7)], podAddrs(i % 120)[i/120:], false))
 	}
 	list, err := List()
 	must(t, err)
@@ -256,7 +256,7 @@ func TestOthers(t *testing.T) {
 	}
 	owners := map[Owner]bool{}
 	for _, e := range list {
-		if e.Owner == owner(127) && e.Pod.String() != clusternet.Pod6(7) || e.ContainerPort != 8080 || e.HostIP.IsValid() {
+		if e.Owner == owner(127) && e.Pod != podAddrs(7)[1].Addr() || e.ContainerPort != 8080 || e.HostIP.IsValid() {
 			t.Errorf("%+v", e)
 		}
 		owners[e.Owner] = true
