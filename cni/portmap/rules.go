@@ -47,13 +47,17 @@ const maxPorts = 8192
 func (f *family) sets(t *nftables.Table) [numSets]*nftables.Set {
 	concat := nftables.MustConcatSetType
 	pod := concat(f.addr, nftables.TypeInetService)
-	return [numSets]*nftables.Set{
+	sets := [numSets]*nftables.Set{
 		{Table: t, Name: "addresses", Size: maxPorts, IsMap: true, Concatenation: true, DataType: pod,
 			KeyType: concat(f.addr, nftables.TypeInetProto, nftables.TypeInetService)},
 		{Table: t, Name: "ports", Size: maxPorts, IsMap: true, Concatenation: true, DataType: pod,
 			KeyType: concat(nftables.TypeInetProto, nftables.TypeInetService)},
 		{Table: t, Name: "hairpin", Interval: true, Concatenation: true, KeyType: concat(f.addr, f.addr)},
 	}
+	for i, s := range sets {
+		s.ID = uint32(i) + 1 // within a transaction. The library's own numbers are not for several goroutines
+	}
+	return sets
 }
 
 type rule []expr.Any
