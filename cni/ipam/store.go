@@ -130,7 +130,7 @@ func (s *Store) Allocate(o Owner, ranges []netip.Prefix, static []netip.Addr) (L
 	if err := o.validate(); err != nil {
 		return Lease{}, err
 	}
-	l := Lease{Owner: o, Since: s.wall().UTC()}
+	l := Lease{Owner: o, Since: s.wall().UTC().Round(0)}
 	err := s.run(s.db.Update, func(t *tx) error {
 		if t.leases.Get(o.key()) != nil {
 			return fmt.Errorf("%w: %s, %s", ErrExists, o.Container, o.Interface)

@@ -16,7 +16,7 @@ const attempts = 5
 // Add leads ports of the node to a pod, in the network namespace of the calling thread, in place of what o had before. Pods are its
 // addresses, each with the network that the pod reaches without a router: /32 or /128 if there is none. With localhost, ports of all
 // addresses are those of 127.0.0.1, too. It returns ErrTaken if a port is another pod's, ErrInvalid for what makes no sense; nothing
-// has changed then.
+// has changed then. Of two that want the same port at the same time, one on all addresses and one on a single one, both may be refused.
 func Add(o Owner, mappings []Mapping, pods []netip.Prefix, localhost bool) error {
 	if err := validate(o, mappings, pods); err != nil {
 		return err

@@ -325,3 +325,33 @@ func TestRaces(t *testing.T) {
 		}
 	}
 }
+
+// TestMixedRaces has pods want a port of all addresses, and of one, at once: the kernel alone would give it to one of each.
+func TestMixedRaces(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	must(t, Add(owner(99), both(99, 99), podAddrs(99), false)) // so that the table is there
+	for range 20 {
+		var group sync.WaitGroup
+		var won atomic.Int64
+		for i, m := range []Mapping{mapping("", 80, 80, TCP), mapping("192.0.2.1", 80, 80, TCP), mapping("", 80, 80, TCP), mapping("192.0.2.1", 80, 80, TCP)} {
+			group.Go(func() {
+				if err := Add(owner(i), []Mapping{m}, podAddrs(i)[:1], false); err == nil {
+					won.Add(1)
+				} else if !errors.Is(err, ErrTaken) {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		list, err := List()
+		must(t, err)
+		if n := len(list) - 4; won.Load() > 1 || n != int(won.Load()) {
+			t.Fatalf("%d have the port, %+v", won.Load(), list)
+		}
+		for i := range 4 {
+			must(t, Delete(owner(i)))
+		}
+	}
+}
