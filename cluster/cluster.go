@@ -316,7 +316,13 @@ type NodeNet struct {
 	InternalIPs, ExternalIPs []netip.Addr
 	// Zone is the label topology.kubernetes.io/zone, empty if there is none.
 	Zone string
+	// Leaving says that the node is on its way out, so that no new connections are to be led to it from outside (KEP-3836): it is being
+	// deleted, or has the taint ToBeDeletedByClusterAutoscaler.
+	Leaving bool `json:",omitempty"`
 }
+
+// LeavingTaint is what the cluster autoscaler marks nodes with that it is about to delete.
+const LeavingTaint = "ToBeDeletedByClusterAutoscaler"
 
 // ServiceCIDR is a networking.k8s.io ServiceCIDR (KEP-1880).
 type ServiceCIDR struct {

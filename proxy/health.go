@@ -19,6 +19,9 @@ func (p *Proxy) healthNode() health.Node {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		s := health.State{Updated: p.synced, Pending: p.behind()}
+		if n := p.builder.Node(); n != nil && n.Net != nil {
+			s.Leaving = n.Net.Leaving
+		}
 		if !p.builder.Synced() { // what waits is to come from the API server
 			s.Pending = time.Time{}
 		}

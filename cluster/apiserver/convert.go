@@ -356,6 +356,7 @@ func (c *converter) net(o *corev1.Node, f *faults) *cluster.NodeNet {
 			n.ExternalIPs = appendAddr(n.ExternalIPs, a.Address, "external IP", f)
 		}
 	}
+	n.Leaving = o.DeletionTimestamp != nil || slices.ContainsFunc(o.Spec.Taints, func(t corev1.Taint) bool { return t.Key == cluster.LeavingTaint })
 	return n
 }
 

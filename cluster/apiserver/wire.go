@@ -387,7 +387,7 @@ func (r *lean) readPodStatus(b []byte, o *corev1.PodStatus) bool {
 
 func (r *lean) readNode(b []byte, o *corev1.Node) bool {
 	resetMeta(&o.ObjectMeta)
-	o.Spec.PodCIDR, o.Spec.PodCIDRs = "", o.Spec.PodCIDRs[:0]
+	o.Spec.PodCIDR, o.Spec.PodCIDRs, o.Spec.Taints = "", o.Spec.PodCIDRs[:0], o.Spec.Taints[:0]
 	o.Status.Addresses = o.Status.Addresses[:0]
 	var parts metaParts
 	if r.nodeNet {
@@ -399,7 +399,7 @@ func (r *lean) readNode(b []byte, o *corev1.Node) bool {
 		case m.num == 1:
 			m.and(r.readMeta(m.bytes(), &o.ObjectMeta, parts))
 		case m.num == 2:
-			m.and(readNodeSpec(m.bytes(), &o.Spec))
+			m.and(r.readNodeSpec(m.bytes(), &o.Spec))
 		case m.num == 3 && r.nodeNet:
 			m.and(readNodeStatus(m.bytes(), &o.Status))
 		}
@@ -418,16 +418,31 @@ func readNodeStatus(b []byte, o *corev1.NodeStatus) bool {
 	return m.whole()
 }
 
-func readNodeSpec(b []byte, o *corev1.NodeSpec) bool {
+func (r *lean) readNodeSpec(b []byte, o *corev1.NodeSpec) bool {
 	m := message{rest: b}
 	for m.next() {
-		switch m.num {
-		case 1:
+		switch {
+		case m.num == 1:
 			o.PodCIDR = m.text()
-		case 7:
+		case m.num == 5 && r.nodeNet:
+			m.and(readTaint(m.bytes(), &o.Taints))
+		case m.num == 7:
 			o.PodCIDRs = append(o.PodCIDRs, m.text())
 		}
 	}
+	return m.whole()
+}
+
+// readTaint appends a taint's key.
+func readTaint(b []byte, list *[]corev1.Taint) bool {
+	var t corev1.Taint
+	m := message{rest: b}
+	for m.next() {
+		if m.num == 1 {
+			t.Key = m.text()
+		}
+	}
+	*list = append(*list, t)
 	return m.whole()
 }
 

@@ -53,7 +53,7 @@ var (
 		2: {1: nil, 2: {1: nil, 2: nil, 3: nil}, 3: nil, 4: {3: nil}, 6: nil, 7: nil, 8: {1: {1: nil}, 2: {1: nil}}},
 		3: {1: nil, 2: nil, 3: nil}, 4: nil,
 	}
-	readOfNodeNet  = readFields{1: readOfMeta, 2: {1: nil, 7: nil}, 3: {5: nil}}
+	readOfNodeNet  = readFields{1: readOfMeta, 2: {1: nil, 5: {1: nil}, 7: nil}, 3: {5: nil}}
 	readOfPodHosts = readFields{
 		1: {1: nil, 3: nil, 5: nil, 6: nil, 9: nil, 11: readOfEntry, 12: readOfEntry},
 		2: {11: nil, 16: nil, 17: nil, 23: nil, 30: nil, 41: nil},
@@ -233,7 +233,7 @@ func fullObjects() map[cluster.Kind][]runtime.Object {
 			&corev1.Pod{ObjectMeta: m, Status: corev1.PodStatus{Phase: "Failed"}},
 		},
 		cluster.KindNode: {
-			&corev1.Node{ObjectMeta: m, Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24", PodCIDRs: []string{"10.1.0.0/24", "fd00::/64", "x"}, ProviderID: "p", Taints: []corev1.Taint{{Key: "k"}}},
+			&corev1.Node{ObjectMeta: m, Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24", PodCIDRs: []string{"10.1.0.0/24", "fd00::/64", "x"}, ProviderID: "p", Taints: []corev1.Taint{{Key: "k"}, {Key: cluster.LeavingTaint, Effect: "NoSchedule"}}},
 				Status: corev1.NodeStatus{Images: []corev1.ContainerImage{{Names: []string{"i"}}}, Conditions: []corev1.NodeCondition{{Type: "Ready"}}, Addresses: []corev1.NodeAddress{
 					{Type: "InternalIP", Address: "10.0.0.9"}, {Type: "Hostname", Address: "n1"}, {Type: "ExternalIP", Address: "192.0.2.9"}, {Type: "InternalIP", Address: "?"}, {Type: "InternalIP", Address: "fd00::9"}}}},
 			&corev1.Node{ObjectMeta: gone, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{}}}},

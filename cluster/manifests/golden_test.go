@@ -150,7 +150,7 @@ func render(o cluster.Object) string {
 	case *cluster.Node:
 		fmt.Fprintf(&b, " %v", o.PodCIDRs)
 		if n := o.Net; n != nil {
-			fmt.Fprintf(&b, " internal=%v external=%v zone=%q", n.InternalIPs, n.ExternalIPs, n.Zone)
+			fmt.Fprintf(&b, " internal=%v external=%v zone=%q leaving=%t", n.InternalIPs, n.ExternalIPs, n.Zone, n.Leaving)
 		}
 	case *cluster.ServiceCIDR:
 		fmt.Fprintf(&b, " %v", o.CIDRs)

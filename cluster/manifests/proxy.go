@@ -226,5 +226,6 @@ func nodeNet(o *corev1.Node) *cluster.NodeNet {
 			n.ExternalIPs = append(n.ExternalIPs, netip.MustParseAddr(a.Address))
 		}
 	}
+	n.Leaving = o.DeletionTimestamp != nil || slices.ContainsFunc(o.Spec.Taints, func(t corev1.Taint) bool { return t.Key == cluster.LeavingTaint })
 	return n
 }

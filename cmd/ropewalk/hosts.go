@@ -114,11 +114,10 @@ as they should be by what was last known; ropewalk_source_age_seconds says since
 			if err != nil {
 				return err
 			}
-			s, err := source.open(a.log, a.sourceError)
+			s, err := a.source(&source)
 			if err != nil {
 				return err
 			}
-			a.age(s.Age)
 			a.also(m.Run)
 			a.also(delivery(s, hostsmgr.Interest(manager.NodeName), m))
 			return a.run(cmd.Context(), m.Ready)

@@ -62,11 +62,10 @@ While the API server is away the kernel goes on with what was last known; ropewa
 			if err != nil {
 				return err
 			}
-			s, err := source.open(a.log, a.sourceError)
+			s, err := a.source(&source)
 			if err != nil {
 				return err
 			}
-			a.age(s.Age)
 			a.handle("GET /proxyMode", health.Mode())
 			if err := f.health(&a, p); err != nil {
 				return err
@@ -165,7 +164,7 @@ func newCleanup() *cobra.Command {
 leading connections while an agent is replaced by another.`,
 		Example: "  ropewalk cleanup proxy",
 	}
-	cmd.AddCommand(newCleanupProxy())
+	cmd.AddCommand(newCleanupProxy(), newCleanupRoutes())
 	group(cmd)
 	return cmd
 }

@@ -67,6 +67,15 @@ func (a *agent) age(of func() time.Duration) {
 	}, func() float64 { return of().Seconds() }))
 }
 
+// source returns what to read the cluster from. Its failures are counted, and its age is served.
+func (a *agent) source(f *sourceFlags) (cluster.Source, error) {
+	s, err := f.open(a.log, a.sourceError)
+	if err == nil {
+		a.age(s.Age)
+	}
+	return s, err
+}
+
 // sourceError counts a failure of a source.
 func (a *agent) sourceError(k cluster.Kind, _ error) { a.errors.WithLabelValues(k.String()).Inc() }
 

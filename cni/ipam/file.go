@@ -39,14 +39,14 @@ func refuse(sentinel error, path string, why any) error {
 }
 
 // openDB opens the file, which it makes if there is none, together with its directory, and waits so long for others.
-func openDB(dir string, wait time.Duration) (*bbolt.DB, *os.File, error) {
+func openDB(dir string, wait time.Duration) (*bbolt.DB, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	path := filepath.Join(dir, fileName)
 	f, err := openLocked(path, time.Now().Add(wait))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	var db *bbolt.DB
 	err = guard(path, func() error {
@@ -61,14 +61,14 @@ func openDB(dir string, wait time.Duration) (*bbolt.DB, *os.File, error) {
 	})
 	switch {
 	case err == nil:
-		return db, f, nil
+		return db, nil
 	case errors.Is(err, bolterrors.ErrVersionMismatch), errors.Is(err, ErrVersion):
 		err = refuse(ErrVersion, path, err)
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum):
 		err = refuse(ErrDamaged, path, err)
 	}
 	release(f)
-	return nil, nil, err
+	return nil, err
 }
 
 func openBolt(f *os.File) (*bbolt.DB, error) {

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -58,9 +56,7 @@ func (e *ExhaustedError) Error() string {
 // It may be used by several goroutines.
 type Store struct {
 	db   *bbolt.DB
-	file *os.File
 	path string
-	lost atomic.Bool          // bbolt panicked, and may hold its locks still
 	boot func() time.Duration // since the machine started: no clock that somebody sets
 	wall func() time.Time
 }
@@ -70,11 +66,11 @@ type Store struct {
 func Open(dir string) (*Store, error) { return open(dir, patience) }
 
 func open(dir string, wait time.Duration) (*Store, error) {
-	db, f, err := openDB(dir, wait)
+	db, err := openDB(dir, wait)
 	if err != nil {
 		return nil, fmt.Errorf("opening leases: %w", err)
 	}
-	return &Store{db: db, file: f, path: db.Path(), boot: sinceBoot, wall: time.Now}, nil
+	return &Store{db: db, path: db.Path(), boot: sinceBoot, wall: time.Now}, nil
 }
 
 func sinceBoot() time.Duration {
@@ -84,12 +80,7 @@ func sinceBoot() time.Duration {
 }
 
 // Close lets others have the file.
-func (s *Store) Close() error {
-	if s.lost.Load() {
-		return nil
-	}
-	return s.db.Close()
-}
+func (s *Store) Close() error { return s.db.Close() }
 
 // The file's buckets. Numbers are big-endian, so that times are in order; addresses are of 4 or 16 bytes.
 var (
@@ -139,7 +130,7 @@ func (s *Store) Allocate(o Owner, ranges []netip.Prefix, static []netip.Addr) (L
 	if err := o.validate(); err != nil {
 		return Lease{}, err
 	}
-	l := Lease{Owner: o, Since: s.wall().UTC()}
+	l := Lease{Owner: o, Since: s.wall().UTC().Round(0)}
 	err := s.run(s.db.Update, func(t *tx) error {
 		if t.leases.Get(o.key()) != nil {
 			return fmt.Errorf("%w: %s, %s", ErrExists, o.Container, o.Interface)
@@ -214,11 +205,8 @@ func (s *Store) List() ([]Lease, error) {
 	return list, nil
 }
 
-// run runs f in a transaction. If that cannot read the file, others may have it from then on, to no better use.
+// run runs f in a transaction.
 func (s *Store) run(begin func(func(*bbolt.Tx) error) error, f func(*tx) error) error {
-	if s.lost.Load() {
-		return refuse(ErrDamaged, s.path, "as was found before")
-	}
 	err := guard(s.path, func() error {
 		return begin(func(b *bbolt.Tx) error {
 			return f(&tx{
@@ -227,10 +215,7 @@ func (s *Store) run(begin func(func(*bbolt.Tx) error) error, f func(*tx) error) 
 			})
 		})
 	})
-	switch {
-	case errors.Is(err, ErrDamaged) && s.lost.CompareAndSwap(false, true):
-		release(s.file)
-	case errors.Is(err, errRecord):
+	if errors.Is(err, errRecord) {
 		return refuse(ErrDamaged, s.path, err)
 	}
 	return err

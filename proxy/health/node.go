@@ -11,8 +11,7 @@ import (
 type State struct {
 	Updated time.Time // when the kernel's rules were last made what they should be
 	Pending time.Time // since when changes wait to be in the kernel; zero while there are none
-	// Leaving says that the Node object is not there, or is being deleted, or has the taint
-	// ToBeDeletedByClusterAutoscaler: connections are to go elsewhere, while those that there are go on (KEP-3836).
+	// Leaving says that the node is on its way out: connections are to go elsewhere, while those that there are go on (KEP-3836).
 	Leaving bool
 }
 

@@ -73,9 +73,9 @@ func expect(t *testing.T, ns, network, addr string, want ...string) {
 	for _, w := range want {
 		left[w] = true
 	}
-	patience := time.Second
+	patience := clusternet.Patience
 	if want[0] == "timeout" { // which another answer would have come long before
-		patience /= 4
+		patience = time.Second / 4
 	}
 	for range 200 {
 		server, _, err := clusternet.AskFor(t, patience, ns, network, addr)

@@ -22,11 +22,11 @@ import (
 )
 
 // during runs step again and again, 20 times at least, while a client outside connects to addr, until it has connected as often as
-// told. None may fail.
+// told. None may fail, and packets may not be lost time and again.
 func during(t *testing.T, addr string, connections int64, step func(i int)) {
 	t.Helper()
 	stop, failed := make(chan struct{}), make(chan error, 1)
-	var asked atomic.Int64
+	var asked, slow atomic.Int64
 	clients := func() {
 		for {
 			select {
@@ -35,9 +35,13 @@ func during(t *testing.T, addr string, connections int64, step func(i int)) {
 				return
 			default:
 			}
+			begun := time.Now()
 			if err := connect(addr); err != nil {
 				failed <- fmt.Errorf("after %d connections: %w", asked.Load(), err)
 				return
+			}
+			if time.Since(begun) > clusternet.Slow {
+				slow.Add(1)
 			}
 			asked.Add(1)
 		}
@@ -51,16 +55,19 @@ func during(t *testing.T, addr string, connections int64, step func(i int)) {
 	if err := <-failed; err != nil {
 		t.Errorf("%v, after %d steps", err, i)
 	}
-	t.Logf("%d connections, %d steps", asked.Load(), i)
+	t.Logf("%d connections, %d of them slow, %d steps", asked.Load(), slow.Load(), i)
+	if n := slow.Load(); n > 3 && n > asked.Load()/100 {
+		t.Errorf("%d of %d connections lost a packet, or the machine stood still", n, asked.Load())
+	}
 }
 
 func connect(addr string) error {
-	c, err := net.DialTimeout("tcp", addr, time.Second)
+	c, err := net.DialTimeout("tcp", addr, clusternet.Patience)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(clusternet.Patience)); err != nil {
 		return err
 	}
 	_, err = io.ReadAll(c)

@@ -198,8 +198,12 @@ func in(t testing.TB, ns string, f func()) {
 	netns.In(t, ns, f)
 }
 
-// Patience is how long Ask waits for an answer.
-const Patience = time.Second
+// Patience is how long Ask waits for an answer: long, since machines that run tests are busy.
+const Patience = 5 * time.Second
+
+// Slow is from when on an answer over TCP has needed a packet twice, if the machine is not at fault: the kernel sends a connection's first
+// packet again after a second.
+const Slow = 900 * time.Millisecond
 
 // Ask connects from a namespace, or sends a datagram, and returns the server's name and the client's address as that saw it.
 // Without an answer the error is a timeout.

@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cni/routes"
 	"github.com/ropewalk-net/ropewalk/hostsmgr"
 	"github.com/ropewalk-net/ropewalk/hostsmgr/hostsfile"
 	"github.com/ropewalk-net/ropewalk/hostsmgr/links"
@@ -36,6 +37,7 @@ import (
 const (
 	hostsDoc = root + "/docs/hosts.md"
 	proxyDoc = root + "/docs/proxy.md"
+	cniDoc   = root + "/docs/cni.md"
 )
 
 // binaryEnv names a bin/ropewalk that is there already, as ROPEWALK_TEST_COREDNS does for coredns.
@@ -123,11 +125,14 @@ func TestHostsExamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	of, err := os.ReadFile(proxyDoc)
-	if err != nil {
-		t.Fatal(err)
+	for _, doc := range []string{proxyDoc, cniDoc} {
+		more, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, more...)
 	}
-	inText := commandLine.FindAllStringSubmatch(string(text)+string(of), -1)
+	inText := commandLine.FindAllStringSubmatch(string(text), -1)
 	if len(inText) < 2 {
 		t.Fatalf("%d commands in the text", len(inText))
 	}
@@ -138,7 +143,7 @@ func TestHostsExamples(t *testing.T) {
 		t.Run(line, func(t *testing.T) {
 			cmd := exec.Command("sh", "-c", line)
 			cmd.Dir = dir
-			if strings.Contains(line, "ropewalk proxy") || strings.Contains(line, "hosts run") || strings.Contains(line, "hosts nri") {
+			if strings.Contains(line, "ropewalk proxy") || strings.Contains(line, "ropewalk routes") || strings.Contains(line, "hosts run") || strings.Contains(line, "hosts nri") {
 				serve(t, cmd)
 				return
 			}
@@ -167,7 +172,7 @@ func serve(t *testing.T, cmd *exec.Cmd) {
 	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
 	defer timer.Stop()
 	var log bytes.Buffer
-	atWork := regexp.MustCompile(`no connection to the runtime|serving /metrics|hosts file|in the kernel`)
+	atWork := regexp.MustCompile(`no connection to the runtime|serving /metrics|hosts file|in the kernel|not all is as it should be`)
 	var once sync.Once
 	for buf := make([]byte, 4096); ; {
 		n, err := pipe.Read(buf)
@@ -239,6 +244,7 @@ func TestManifests(t *testing.T) {
 	for doc, want := range map[string]map[string]cluster.Kinds{
 		hostsDoc: {"ropewalk-hosts": hostsmgr.Interest("n").Kinds, "ropewalk-nri": of[0].Kinds | of[1].Kinds},
 		proxyDoc: {"ropewalk-proxy": proxy.Interest("n").Kinds},
+		cniDoc:   {"ropewalk-routes": routes.Interest().Kinds},
 	} {
 		manifests(t, b, doc, want)
 	}
@@ -324,7 +330,7 @@ func daemonSet(t *testing.T, binary string, d *appsv1.DaemonSet) {
 			t.Errorf("%s: %s", at, args)
 		}
 	}
-	if !d.Spec.Template.Spec.HostNetwork || c.SecurityContext.Privileged != nil {
+	if privileged := c.SecurityContext.Privileged != nil; !d.Spec.Template.Spec.HostNetwork || privileged != (c.Args[0] == "routes") {
 		t.Error("not as the text says")
 	}
 }
@@ -387,16 +393,19 @@ func TestHostsHookConfiguration(t *testing.T) {
 // TestMetrics holds that the tables name the metrics that there are.
 func TestMetrics(t *testing.T) {
 	var inDoc []string
-	for _, doc := range []string{hostsDoc, proxyDoc} {
+	for _, doc := range []string{hostsDoc, proxyDoc, cniDoc} {
 		text, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range regexp.MustCompile("(?m)^\\| `(ropewalk_(?:hosts|nri|proxy)_\\w+)`").FindAllSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile("(?m)^\\| `(ropewalk_(?:hosts|nri|proxy|routes)_\\w+)`").FindAllSubmatch(text, -1) {
 			inDoc = append(inDoc, string(m[1]))
 		}
 	}
 	registry := &names{}
+	if _, err := routes.New(routes.Config{NodeName: "n", Registerer: registry}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := proxy.New(proxy.Config{NodeName: "n", Registerer: registry}); err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/ropewalk-net/ropewalk/cluster"
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
@@ -101,6 +102,22 @@ func TestLocal(t *testing.T) {
 	}
 }
 
+// TestLateNode holds that who is a pod is told by the node's podCIDRs once it has some; until then all may be.
+func TestLateNode(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	r := newRig(t, 2)
+	r.flags = []string{"--pod-interface", ""}
+	r.api.Delete(node())
+	r.put(service("web"), "pod0", "far")
+	r.start()
+	r.ready()
+	r.see(probe{from: "pod1", to: "cluster", want: "pod0 far", keep: kept}, probe{from: "outside", to: "node", want: "refused"})
+	r.api.Apply(node())
+	r.see(probe{from: "outside", to: "cluster", want: "pod0 far", keep: lost}, probe{from: "outside", to: "node", want: "pod0 far"}, probe{from: "pod1", to: "cluster", want: "pod0 far", keep: kept})
+}
+
 // TestNodePortAddresses holds that node ports can be had at other addresses of the node than those that the API knows.
 func TestNodePortAddresses(t *testing.T) {
 	if !netns.Enter(t) {
@@ -167,6 +184,20 @@ func TestHealth(t *testing.T) {
 	} {
 		if code, body := get(url); code != 200 || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %s", url, code, body)
+		}
+	}
+	r.api.Apply(node(func(n *corev1.Node) {
+		n.Spec.Taints = []corev1.Taint{{Key: cluster.LeavingTaint, Effect: corev1.TaintEffectNoSchedule}}
+	}))
+	for range 300 {
+		if code, _ := get("http://192.0.2.1:10256/healthz"); code == 503 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for path, want := range map[string]int{"healthz": 503, "livez": 200} {
+		if code, _ := get("http://192.0.2.1:10256/" + path); code != want {
+			t.Errorf("/%s of a node that is about to go: %d", path, code)
 		}
 	}
 	_, metrics := get("http://127.0.0.1:10249/metrics")
@@ -423,7 +454,7 @@ func restart(t *testing.T, services, times int) {
 		}
 	}
 	stop, done := make(chan struct{}), make(chan error, 4)
-	var asked atomic.Int64
+	var asked, slow atomic.Int64
 	for _, from := range []string{"pod2", "outside"} {
 		for _, network := range []string{"tcp", "udp"} {
 			go func() {
@@ -435,7 +466,12 @@ func restart(t *testing.T, services, times int) {
 					default:
 					}
 					addrs := slices.Concat(at("cluster"), at("node"), at("lb"))
-					if _, _, err := clusternet.Ask(t, from, network, addrs[i%len(addrs)]); err != nil {
+					begun := time.Now()
+					_, _, err := clusternet.Ask(t, from, network, addrs[i%len(addrs)])
+					if time.Since(begun) > clusternet.Slow {
+						slow.Add(1)
+					}
+					if err != nil {
 						done <- fmt.Errorf("%s %s from %s: %w", network, addrs[i%len(addrs)], from, err)
 						return
 					}
@@ -473,5 +509,8 @@ func restart(t *testing.T, services, times int) {
 			}
 		}
 	}
-	t.Logf("%d connections and datagrams", asked.Load())
+	t.Logf("%d connections and datagrams, %d slow", asked.Load(), slow.Load())
+	if n := slow.Load(); n > 3 && n > asked.Load()/100 {
+		t.Errorf("%d of %d connections lost a packet, or the machine stood still", n, asked.Load())
+	}
 }

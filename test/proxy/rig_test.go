@@ -263,7 +263,7 @@ func (r *rig) settle() {
 	}
 	for _, addr := range []string{"10.96.0.99", "fd00:96::99"} {
 		for begun := time.Now(); ; {
-			server, _, err := clusternet.Ask(r, clusternet.Outside, "tcp", net.JoinHostPort(addr, fmt.Sprint(port)))
+			server, _, err := clusternet.AskFor(r, time.Second, clusternet.Outside, "tcp", net.JoinHostPort(addr, fmt.Sprint(port)))
 			if server == pod {
 				break
 			}
@@ -426,7 +426,7 @@ func (p probe) run(t *testing.T, from, network, addr string) string {
 	deadline := time.Now().Add(8 * time.Second)
 	streak, wrong := 0, ""
 	for !time.Now().After(deadline) {
-		server, client, err := clusternet.Ask(t, ns, network, addr)
+		server, client, err := clusternet.AskFor(t, time.Second, ns, network, addr)
 		got := clusternet.Outcome(server, err)
 		switch {
 		case !slices.Contains(want, got):

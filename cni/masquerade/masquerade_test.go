@@ -1,0 +1,110 @@
+package masquerade
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
+	"github.com/ropewalk-net/ropewalk/test/netns"
+)
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func TestElements(t *testing.T) {
+	for _, test := range []struct {
+		family int
+		in     []netip.Prefix
+		want   string
+	}{
+		{0, prefixes("10.0.1.0/24", "10.0.0.0/24", "10.0.0.128/25", "192.0.2.1/32"), "10.0.0.0-10.0.2.0 192.0.2.1-192.0.2.2"},
+		{0, prefixes("0.0.0.0/0", "10.0.0.0/8"), "0.0.0.0-"},
+		{0, prefixes("255.255.255.0/24", "255.255.255.255/32", "254.0.0.0/8"), "254.0.0.0-255.0.0.0 255.255.255.0-"},
+		{1, prefixes("10.0.0.0/8", "fd00::/64", "fd00:0:0:1::/64"), "fd00::-fd00:0:0:2::"},
+		{1, nil, ""},
+	} {
+		var b strings.Builder
+		for _, e := range families[test.family].elements(test.in) {
+			a, _ := netip.AddrFromSlice(e.Key)
+			if e.IntervalEnd {
+				fmt.Fprint(&b, a)
+			} else {
+				fmt.Fprintf(&b, " %s-", a)
+			}
+		}
+		if d := cmp.Diff(test.want, strings.TrimSpace(b.String())); d != "" {
+			t.Error(d)
+		}
+	}
+}
+
+// TestApply holds who sees whose address, and that a change of the configuration acts on new connections at once.
+func TestApply(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	clusternet.Make(t, 2)
+	clusternet.Route(t, "198.51.100.0/24")
+	netns.Batch(t, clusternet.Outside, "route add "+clusternet.PodCIDR4+" via "+clusternet.Node4+"\nroute add "+clusternet.PodCIDR6+" via "+clusternet.Node6+"\n")
+	serve := func(ns, a string) { clusternet.Serve(t, ns, net.JoinHostPort(a, "80")) }
+	for _, a := range []string{clusternet.Outside4, clusternet.Outside6} {
+		serve(clusternet.Outside, a)
+	}
+	for _, a := range []string{clusternet.Far4, clusternet.Far6} {
+		serve(clusternet.Far, a)
+	}
+	for _, a := range []string{clusternet.Pod4(1), clusternet.Pod6(1)} {
+		serve(clusternet.Pod(1), a)
+	}
+	seen := func(to, want string) {
+		t.Helper()
+		for _, protocol := range []string{"tcp", "udp"} {
+			_, client, err := clusternet.Ask(t, clusternet.Pod(0), protocol, net.JoinHostPort(to, "80"))
+			if err != nil || client != want {
+				t.Errorf("%s %s sees %s, want %s, %v", protocol, to, client, want, err)
+			}
+		}
+	}
+	apply := func(inside ...string) {
+		t.Helper()
+		err := Apply(Config{Pods: prefixes(clusternet.PodCIDR4, clusternet.PodCIDR6), Inside: prefixes(append(inside, clusternet.ClusterCIDR4, clusternet.ClusterCIDR6)...)})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen(clusternet.Outside4, clusternet.Pod4(0))
+	netns.Run(t, "nft", "add table ip other; add chain ip other c { type nat hook postrouting priority 90; }; add table inet ropewalk")
+	before := netns.Run(t, "nft", "list", "ruleset")
+	for range 2 {
+		apply()
+		seen(clusternet.Outside4, clusternet.Node4)
+		seen(clusternet.Outside6, clusternet.Node6)
+		seen(clusternet.Far4, clusternet.Pod4(0))
+		seen(clusternet.Far6, clusternet.Pod6(0))
+		seen(clusternet.Pod4(1), clusternet.Pod4(0))
+		apply(clusternet.Outside4+"/32", "2001:db8::/64")
+		seen(clusternet.Outside4, clusternet.Pod4(0))
+		seen(clusternet.Outside6, clusternet.Pod6(0))
+	}
+	if err := Remove(); err != nil {
+		t.Fatal(err)
+	}
+	seen(clusternet.Outside4, clusternet.Pod4(0))
+	if d := cmp.Diff(before, netns.Run(t, "nft", "list", "ruleset")); d != "" {
+		t.Error(d)
+	}
+	if err := Remove(); err != nil {
+		t.Error(err)
+	}
+}

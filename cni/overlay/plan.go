@@ -1,0 +1,189 @@
+// Package overlay leads packets for the pods of other nodes to these nodes: what flannel's backends host-gw and vxlan do.
+//
+// plan.go decides, from what the cluster says of its nodes, which routes, neighbours and forwarding entries there are to be; kernel.go makes
+// the kernel have them, and nothing else that is ours.
+package overlay
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// Mode is how packets get to another node.
+type Mode uint8
+
+const (
+	// Direct has a route by way of the other node's own address. All nodes are neighbours on one link.
+	Direct Mode = iota
+	// VXLAN packs packets into UDP between nodes (RFC 7348).
+	VXLAN
+	// Cloud leaves the routes to somebody else, who knows the podCIDRs, too.
+	Cloud
+)
+
+// Modes are the names of modes in configurations.
+var Modes = map[string]Mode{"direct": Direct, "vxlan": VXLAN, "cloud": Cloud}
+
+// Node is what is known of a node.
+type Node struct {
+	Name     string
+	PodCIDRs []netip.Prefix
+	Addrs    []netip.Addr // its own, in the order of its Node object; the first of a family counts
+}
+
+// addr returns a node's own address of a family.
+func (n Node) addr(is4 bool) (netip.Addr, bool) {
+	i := slices.IndexFunc(n.Addrs, func(a netip.Addr) bool { return a.Is4() == is4 })
+	if i < 0 {
+		return netip.Addr{}, false
+	}
+	return n.Addrs[i], true
+}
+
+// Route leads packets for Dst to Via, through the tunnel or by the link that Via is on.
+type Route struct {
+	Dst    netip.Prefix
+	Via    netip.Addr
+	Tunnel bool
+}
+
+// MAC is a hardware address.
+type MAC [6]byte
+
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// Tunnel is the tunnel's device and what it knows.
+type Tunnel struct {
+	Local netip.Addr // this node's end
+	MAC   MAC
+	Addrs []netip.Addr // what the node itself is known by to pods of other nodes
+	// Neighbors are the other ends by the address that routes name.
+	Neighbors map[netip.Addr]MAC
+	// Forward is where the other ends are, by their hardware addresses.
+	Forward map[MAC]netip.Addr
+}
+
+// Plan is what the kernel is to have. Two that are equal mean the same.
+type Plan struct {
+	Routes map[netip.Prefix]Route
+	Tunnel *Tunnel // nil if there is none
+}
+
+// ErrNode is wrapped by what is wrong with a node.
+var ErrNode = errors.New("node")
+
+// Make returns what self is to have for others, and what is wrong with some of these, which are left out. direct says of an address
+// whether it is on a link of this node's, so that no tunnel is needed; nil means no for all. In the mode Direct it is taken for yes.
+//
+// A range of pods is left out that has a node's address in it, or overlaps with another's: whoever may write Node objects could
+// otherwise lead all packets wherever he likes. The first by name keeps it, and this node's own come before all.
+func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Plan, error) {
+	plan := Plan{Routes: map[netip.Prefix]Route{}}
+	if mode == Cloud {
+		return plan, nil
+	}
+	var errs []error
+	if mode == VXLAN {
+		if len(self.Addrs) == 0 {
+			return plan, fmt.Errorf("%w %s, this one, has no address: a tunnel has no end", ErrNode, self.Name)
+		}
+		plan.Tunnel = &Tunnel{Local: self.Addrs[0], MAC: macOf(self.Name), Neighbors: map[netip.Addr]MAC{}, Forward: map[MAC]netip.Addr{}}
+		for _, p := range self.PodCIDRs {
+			plan.Tunnel.Addrs = append(plan.Tunnel.Addrs, p.Masked().Addr())
+		}
+	}
+	others = slices.SortedFunc(slices.Values(others), func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
+	taken := ranges{}
+	for _, n := range append([]Node{self}, others...) {
+		taken.nodes = append(taken.nodes, n.Addrs...)
+	}
+	slices.SortFunc(taken.nodes, netip.Addr.Compare)
+	for _, p := range self.PodCIDRs {
+		taken.add(p.Masked())
+	}
+	for _, n := range others {
+		if n.Name == self.Name {
+			continue
+		}
+		for _, p := range n.PodCIDRs {
+			p = p.Masked()
+			err := taken.check(p)
+			if err == nil {
+				err = plan.lead(mode, n, p, direct)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%w %s, pods %s: %w", ErrNode, n.Name, p, err))
+				continue
+			}
+			taken.add(p)
+		}
+	}
+	return plan, errors.Join(errs...)
+}
+
+// lead adds what leads to a range of a node's pods.
+func (p *Plan) lead(mode Mode, n Node, pods netip.Prefix, direct func(netip.Addr) bool) error {
+	next, ok := n.addr(pods.Addr().Is4())
+	if mode == Direct || ok && direct != nil && direct(next) {
+		if !ok {
+			return errors.New("it has no address of that family")
+		}
+		p.Routes[pods] = Route{Dst: pods, Via: next}
+		return nil
+	}
+	end, ok := n.addr(p.Tunnel.Local.Is4())
+	if !ok {
+		return errors.New("it has no address of the family that the tunnel is of")
+	}
+	mac := macOf(n.Name)
+	if other, ok := p.Tunnel.Forward[mac]; mac == p.Tunnel.MAC || ok && other != end {
+		return fmt.Errorf("its hardware address %s is another's", mac)
+	}
+	via := pods.Addr()
+	p.Routes[pods] = Route{Dst: pods, Via: via, Tunnel: true}
+	p.Tunnel.Neighbors[via], p.Tunnel.Forward[mac] = mac, end
+	return nil
+}
+
+// ranges are those that are taken, in order.
+type ranges struct {
+	list  []netip.Prefix
+	nodes []netip.Addr // in order
+}
+
+func (r *ranges) search(p netip.Prefix) int {
+	i, _ := slices.BinarySearchFunc(r.list, p, netip.Prefix.Compare)
+	return i
+}
+
+func (r *ranges) add(p netip.Prefix) { r.list = slices.Insert(r.list, r.search(p), p) }
+
+// check returns why a range cannot be a node's. Those that are taken do not overlap, so that its neighbours in order tell.
+func (r *ranges) check(p netip.Prefix) error {
+	i := r.search(p)
+	for _, j := range []int{i - 1, i} {
+		if j >= 0 && j < len(r.list) && r.list[j].Overlaps(p) {
+			return fmt.Errorf("it overlaps with %s", r.list[j])
+		}
+	}
+	if i, _ := slices.BinarySearchFunc(r.nodes, p.Addr(), netip.Addr.Compare); i < len(r.nodes) && p.Contains(r.nodes[i]) {
+		return fmt.Errorf("a node's address, %s, is in it", r.nodes[i])
+	}
+	return nil
+}
+
+// macOf returns the hardware address of a node's end of the tunnel. It follows from the name, so that nobody has to tell it. The bits say
+// that it is one host's, and not a manufacturer's.
+func macOf(name string) MAC {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(name))
+	var m MAC
+	copy(m[:], h.Sum(nil))
+	m[0] = m[0]&^1 | 2
+	return m
+}

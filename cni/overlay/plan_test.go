@@ -1,0 +1,109 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func node(name string, fields ...string) Node {
+	n := Node{Name: name}
+	for _, f := range fields {
+		if strings.Contains(f, "/") {
+			n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(f))
+		} else {
+			n.Addrs = append(n.Addrs, netip.MustParseAddr(f))
+		}
+	}
+	return n
+}
+
+func (p Plan) lines() []string {
+	var out []string
+	for _, r := range p.Routes {
+		s := fmt.Sprintf("%s via %s", r.Dst, r.Via)
+		if r.Tunnel {
+			mac := p.Tunnel.Neighbors[r.Via]
+			s += fmt.Sprintf(" in the tunnel to %s", p.Tunnel.Forward[mac])
+		}
+		out = append(out, s)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestMake(t *testing.T) {
+	self := node("a", "10.244.0.0/24", "fd00:244::/64", "192.0.2.1", "2001:db8::1")
+	b := node("b", "10.244.1.0/24", "fd00:244:0:1::/64", "192.0.2.2", "2001:db8::2")
+	c := node("c", "10.244.2.7/24", "198.51.100.3")
+	near := func(a netip.Addr) bool { return netip.MustParsePrefix("192.0.2.0/24").Contains(a) }
+	for name, test := range map[string]struct {
+		mode   Mode
+		others []Node
+		direct func(netip.Addr) bool
+		want   []string
+		wrong  []string
+	}{
+		"nobody": {mode: Direct},
+		"direct": {mode: Direct, others: []Node{c, b, self}, want: []string{"10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 198.51.100.3", "fd00:244:0:1::/64 via 2001:db8::2"}},
+		"a tunnel": {mode: VXLAN, others: []Node{b, c}, want: []string{
+			"10.244.1.0/24 via 10.244.1.0 in the tunnel to 192.0.2.2", "10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3",
+			"fd00:244:0:1::/64 via fd00:244:0:1:: in the tunnel to 192.0.2.2"}},
+		"a tunnel where there is no link": {mode: VXLAN, direct: near, others: []Node{b, c}, want: []string{
+			"10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3",
+			"fd00:244:0:1::/64 via fd00:244:0:1:: in the tunnel to 192.0.2.2"}},
+		"cloud": {mode: Cloud, others: []Node{b, c}},
+		"all there is": {mode: Direct, others: []Node{b, node("evil", "0.0.0.0/0", "::/0", "192.0.2.66", "2001:db8::66")},
+			want:  []string{"10.244.1.0/24 via 192.0.2.2", "fd00:244:0:1::/64 via 2001:db8::2"},
+			wrong: []string{"node evil, pods 0.0.0.0/0: it overlaps with 10.244.0.0/24", "node evil, pods ::/0: it overlaps with fd00:244::/64"}},
+		"another's": {mode: Direct, others: []Node{node("z", "10.244.1.128/25", "192.0.2.66"), b, node("y", "10.244.0.0/16", "192.0.2.67")},
+			want:  []string{"10.244.1.0/24 via 192.0.2.2", "fd00:244:0:1::/64 via 2001:db8::2"},
+			wrong: []string{"node y, pods 10.244.0.0/16: it overlaps with 10.244.0.0/24", "node z, pods 10.244.1.128/25: it overlaps with 10.244.1.0/24"}},
+		"nodes' addresses": {mode: Direct, others: []Node{node("evil", "192.0.2.0/24", "192.0.2.66"), node("d", "10.9.0.0/24", "192.0.2.4")},
+			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node evil, pods 192.0.2.0/24: a node's address, 192.0.2.1, is in it"}},
+		"no address": {mode: VXLAN, others: []Node{node("d", "10.9.0.0/24", "2001:db8::4")},
+			wrong: []string{"node d, pods 10.9.0.0/24: it has no address of the family that the tunnel is of"}},
+		"no address, direct": {mode: Direct, others: []Node{node("d", "10.9.0.0/24", "fd00:9::/64", "2001:db8::4")}, want: []string{"fd00:9::/64 via 2001:db8::4"},
+			wrong: []string{"node d, pods 10.9.0.0/24: it has no address of that family"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan, err := Make(test.mode, self, test.others, test.direct)
+			if d := cmp.Diff(test.want, plan.lines()); d != "" {
+				t.Error(d)
+			}
+			var wrong []string
+			if err != nil {
+				wrong = strings.Split(err.Error(), "\n")
+			}
+			if d := cmp.Diff(test.wrong, wrong); d != "" || err != nil && !errors.Is(err, ErrNode) {
+				t.Error(d)
+			}
+			if (plan.Tunnel != nil) != (test.mode == VXLAN) {
+				t.Errorf("tunnel: %v", plan.Tunnel)
+			}
+		})
+	}
+}
+
+// TestMany holds that the ends of 5,000 nodes' tunnels are told apart.
+func TestMany(t *testing.T) {
+	var others []Node
+	for i := range 5000 {
+		others = append(others, node(fmt.Sprint("node-", i), fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255), fmt.Sprintf("192.168.%d.%d", i>>8, i&255)))
+	}
+	plan, err := Make(VXLAN, node("self", "10.200.0.0/24", "192.0.2.1"), others, nil)
+	if err != nil || len(plan.Routes) != 5000 || len(plan.Tunnel.Forward) != 5000 {
+		t.Errorf("%d routes, %d ends, %v", len(plan.Routes), len(plan.Tunnel.Forward), err)
+	}
+	for m := range maps.Keys(plan.Tunnel.Forward) {
+		if m[0]&3 != 2 {
+			t.Fatalf("%s is no local address of one host", m)
+		}
+	}
+}

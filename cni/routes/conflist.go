@@ -1,0 +1,98 @@
+package routes
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// ConfName is the file by which the runtime finds the plugin.
+const ConfName = "10-ropewalk.conflist"
+
+// conflist returns the file's content.
+func (r *Routes) conflist(v view, mtu int) ([]byte, error) {
+	type plugin struct {
+		Type    string   `json:"type"`
+		Mode    string   `json:"mode"`
+		MTU     int      `json:"mtu"`
+		Ranges  []string `json:"ranges"`
+		DataDir string   `json:"dataDir,omitempty"`
+	}
+	p := plugin{Type: "ropewalk-cni", Mode: "routed", MTU: mtu, DataDir: r.config.DataDir}
+	for _, c := range v.self.PodCIDRs {
+		p.Ranges = append(p.Ranges, c.Masked().String())
+	}
+	b, err := json.MarshalIndent(struct {
+		CNIVersion string   `json:"cniVersion"`
+		Name       string   `json:"name"`
+		Plugins    []plugin `json:"plugins"`
+	}{"1.1.0", "ropewalk", []plugin{p}}, "", "  ")
+	return append(b, '\n'), err
+}
+
+// announce has the runtime know that pods can be attached. The file is there whole or not at all: runtimes read it as it appears.
+func (r *Routes) announce(v view, mtu int) error {
+	if r.config.ConfDir == "" {
+		return nil
+	}
+	b, err := r.conflist(v, mtu)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(r.config.ConfDir, ConfName)
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b) {
+		return nil
+	}
+	if err := os.MkdirAll(r.config.ConfDir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(r.config.ConfDir, "."+ConfName+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("CNI configuration: %w", err), os.Remove(f.Name()))
+	}
+	r.config.Log.Info("the runtime can attach pods", "file", path)
+	return nil
+}
+
+// unannounce takes the file away while something is missing that ADD needs to know: what podCIDRs the node has. It stays while only the
+// kernel or the API server does not do what it should: pods on this node can talk to each other, and a restart of the agent is no reason
+// for the node to be not ready.
+func (r *Routes) unannounce() error {
+	if r.config.ConfDir == "" || !r.lacksRanges() {
+		return nil
+	}
+	err := os.Remove(filepath.Join(r.config.ConfDir, ConfName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		r.config.Log.Warn("the runtime is told that pods cannot be attached: the node has no podCIDRs")
+	}
+	return err
+}
+
+func (r *Routes) lacksRanges() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.nodes.synced {
+		return false
+	}
+	for _, n := range r.nodes.all {
+		if n.Name == r.config.NodeName {
+			return len(n.PodCIDRs) == 0
+		}
+	}
+	return true
+}

@@ -1,0 +1,209 @@
+package routes
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cni/overlay"
+	"github.com/ropewalk-net/ropewalk/test/clusternet"
+	"github.com/ropewalk-net/ropewalk/test/netns"
+)
+
+func node(name string, cidrs, addrs []string) *cluster.Node {
+	n := &cluster.Node{Name: name, Net: &cluster.NodeNet{}}
+	for _, c := range cidrs {
+		n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(c))
+	}
+	for _, a := range addrs {
+		n.Net.InternalIPs = append(n.Net.InternalIPs, netip.MustParseAddr(a))
+	}
+	return n
+}
+
+var (
+	self   = node("n1", []string{clusternet.PodCIDR4, clusternet.PodCIDR6}, []string{clusternet.Node4, clusternet.Node6})
+	second = node("n2", []string{clusternet.FarCIDR4, clusternet.FarCIDR6}, []string{clusternet.Second4, clusternet.Second6})
+)
+
+// rig is a node with Routes that run, and a second one, whose routes are there already.
+type rig struct {
+	*testing.T
+	routes *Routes
+	conf   string
+}
+
+func start(t *testing.T, c Config, nodes ...*cluster.Node) *rig {
+	t.Helper()
+	netns.NeedCommand(t, "nft")
+	clusternet.Make(t, 1)
+	// The network has these of its own.
+	netns.Batch(t, "", "route del "+clusternet.FarCIDR4+"\nroute del "+clusternet.FarCIDR6+"\nroute add default via "+clusternet.Outside4+"\n")
+	dir := t.TempDir()
+	c.NodeName, c.ConfDir, c.DataDir, c.Log = "n1", filepath.Join(dir, "net.d"), "/run/ropewalk", slog.New(slog.NewTextHandler(t.Output(), nil))
+	routes, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t, routes, filepath.Join(c.ConfDir, ConfName)}
+	for _, k := range []cluster.Kind{cluster.KindNode, cluster.KindServiceCIDR} {
+		routes.Apply(cluster.Change{Op: cluster.Replace, Kind: k})
+		for _, n := range nodes {
+			if k == cluster.KindNode {
+				r.put(n)
+			}
+		}
+		routes.Apply(cluster.Change{Op: cluster.Synced, Kind: k})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- routes.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func (r *rig) put(o cluster.Object) { r.routes.Apply(cluster.Upserted(o, time.Time{})) }
+
+// soon waits until is returns an empty string.
+func (r *rig) soon(is func() string) {
+	r.Helper()
+	var wrong string
+	for begun := time.Now(); time.Since(begun) < 10*time.Second; time.Sleep(5 * time.Millisecond) {
+		if wrong = is(); wrong == "" {
+			return
+		}
+	}
+	r.Fatal(wrong)
+}
+
+// reaches waits until a pod reaches the far one, which sees its own address.
+func (r *rig) reaches() {
+	r.Helper()
+	for a, own := range map[string]string{clusternet.Far4: clusternet.Pod4(0), clusternet.Far6: clusternet.Pod6(0)} {
+		r.soon(func() string {
+			if _, client, err := clusternet.AskFor(r, time.Second, clusternet.Pod(0), "tcp", net.JoinHostPort(a, "80")); err != nil || client != own {
+				return fmt.Sprintf("%s: %q %v", a, client, err)
+			}
+			return ""
+		})
+	}
+}
+
+// TestRun holds that routes, the masquerading and the runtime's configuration follow the cluster, and come back when they are deleted.
+func TestRun(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	without := node("n1", nil, []string{clusternet.Node4, clusternet.Node6})
+	r := start(t, Config{Mode: overlay.Direct, Masquerade: true}, without, second)
+	for _, a := range []string{clusternet.Far4, clusternet.Far6} {
+		clusternet.Serve(t, clusternet.Far, net.JoinHostPort(a, "80"))
+	}
+	clusternet.Serve(t, clusternet.Outside, clusternet.Outside4+":80")
+	r.soon(func() string {
+		if err := r.routes.Ready(); err == nil || !strings.Contains(err.Error(), "n1 has no podCIDRs yet") {
+			return fmt.Sprint(err)
+		}
+		return ""
+	})
+	if _, err := os.Stat(r.conf); err == nil {
+		t.Error("the runtime is told before the node has podCIDRs")
+	}
+	r.put(self)
+	r.soon(func() string {
+		if err := r.routes.Ready(); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	r.reaches()
+	outside := func(want string) {
+		t.Helper()
+		r.soon(func() string {
+			if _, client, err := clusternet.AskFor(t, time.Second, clusternet.Pod(0), "tcp", clusternet.Outside4+":80"); err != nil || client != want {
+				return fmt.Sprintf("outside sees %q, %v", client, err)
+			}
+			return ""
+		})
+	}
+	outside(clusternet.Node4)
+	var conf struct {
+		CNIVersion string
+		Plugins    []struct {
+			Type, Mode, DataDir string
+			MTU                 int
+			Ranges              []string
+		}
+	}
+	b, err := os.ReadFile(r.conf)
+	if err == nil {
+		err = json.Unmarshal(b, &conf)
+	}
+	if err != nil || len(conf.Plugins) != 1 || conf.CNIVersion != "1.1.0" {
+		t.Fatalf("%v %s", err, b)
+	}
+	p := conf.Plugins[0]
+	if d := cmp.Diff([]string{clusternet.PodCIDR4, clusternet.PodCIDR6}, p.Ranges); d != "" || p.Type != "ropewalk-cni" || p.MTU != 1500 || p.Mode != "routed" {
+		t.Errorf("%+v %s", p, d)
+	}
+	netns.Batch(t, "", "route del "+clusternet.FarCIDR4+"\nroute del "+clusternet.FarCIDR6+"\n")
+	r.reaches()
+	// The outside becomes a node, and is a stranger again.
+	netns.Batch(t, clusternet.Outside, "route add "+clusternet.PodCIDR4+" via "+clusternet.Node4+"\n")
+	r.put(node("n3", nil, []string{clusternet.Outside4}))
+	outside(clusternet.Pod4(0))
+	r.routes.Apply(cluster.Deleted(cluster.KindNode, cluster.Key{Name: "n3"}, time.Time{}))
+	outside(clusternet.Node4)
+	netns.Run(t, "nft", "flush", "ruleset")
+	r.put(node("n4", []string{"10.250.0.0/24"}, []string{clusternet.Outside4})) // any change has a look taken at the rules
+	r.routes.Apply(cluster.Deleted(cluster.KindNode, cluster.Key{Name: "n4"}, time.Time{}))
+	outside(clusternet.Node4)
+	// A node that is wrong harms nobody else.
+	r.put(node("evil", []string{"0.0.0.0/0", clusternet.FarCIDR4}, []string{"192.0.2.66"}))
+	r.reaches()
+	r.put(without)
+	r.soon(func() string {
+		if _, err := os.Stat(r.conf); err == nil {
+			return "the runtime goes on to attach pods"
+		}
+		return ""
+	})
+	files, err := os.ReadDir(filepath.Dir(r.conf))
+	if err != nil || len(files) != 0 {
+		t.Errorf("left: %v %v", files, err)
+	}
+}
+
+// TestTunnelMTU holds that pods' packets have room in the tunnel.
+func TestTunnelMTU(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	r := start(t, Config{Mode: overlay.VXLAN, Kernel: overlay.Kernel{Device: "rw-vxlan", VNI: 1, Port: 8472}}, self, second)
+	r.soon(func() string {
+		b, err := os.ReadFile(r.conf)
+		if err != nil || !strings.Contains(string(b), `"mtu": 1450`) {
+			return fmt.Sprint(err, string(b))
+		}
+		return ""
+	})
+	if out := netns.Run(t, "ip", "link", "show", "rw-vxlan"); !strings.Contains(out, "mtu 1450") {
+		t.Error(out)
+	}
+}
