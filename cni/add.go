@@ -53,6 +53,9 @@ func Add(args *skel.CmdArgs) error {
 	if err := link.Add(pod, spec); err != nil {
 		return undone(kernelError("attaching the pod", err), release(c.DataDir, args))
 	}
+	if err := openPorts(args, c.Ports, lease.Addrs); err != nil {
+		return undone(err, detach(c.DataDir, args))
+	}
 	if err := types.PrintResult(result(c, spec, args.Netns), c.Version); err != nil {
 		// The runtime does not know of it, or not all.
 		err = types.NewError(types.ErrIOFailure, "the result cannot be written", err.Error())

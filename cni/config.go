@@ -13,6 +13,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/portmap"
 )
 
 const (
@@ -40,6 +41,8 @@ type Config struct {
 	DNS     types.DNS
 	// Static are the addresses that the runtime wants, by runtimeConfig.ips. None is the ordinary case.
 	Static []netip.Addr
+	// Ports are the node's that lead to the pod.
+	Ports []portmap.Mapping
 	// Chained says that there is a prevResult, and Previous are the addresses in it.
 	Chained  bool
 	Previous []netip.Addr
@@ -86,7 +89,11 @@ func ParseConfig(stdin []byte) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Version: e.CNIVersion, MTU: mtu, Ranges: ranges, DataDir: dir, DNS: e.DNS, Static: static}
+	ports, err := parsePorts(e.RuntimeConfig.PortMappings)
+	if err != nil {
+		return Config{}, err
+	}
+	c := Config{Version: e.CNIVersion, MTU: mtu, Ranges: ranges, DataDir: dir, DNS: e.DNS, Static: static, Ports: ports}
 	if c.Chained = e.RawPrevResult != nil; c.Chained {
 		c.Previous, err = e.previous()
 	}
@@ -101,8 +108,6 @@ func (e *entry) supported() error {
 		return wrong("mode", e.Mode, "there is %q", routed)
 	case e.IPAM.Type != "":
 		return unsupported("ipam", "addresses come from ranges")
-	case len(rc.PortMappings) > 0:
-		return unsupported("runtimeConfig.portMappings", "chain the portmap plugin behind this one")
 	case isSet(rc.Bandwidth):
 		return unsupported("runtimeConfig.bandwidth", "chain the bandwidth plugin behind this one")
 	case isSet(rc.IPRanges):

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/portmap"
 )
 
 const plain = `{"cniVersion":"1.1.0","name":"rope","type":"ropewalk-cni","mode":"routed","mtu":1450,
@@ -26,10 +27,12 @@ func TestParseConfig(t *testing.T) {
 	}{
 		{plain, Config{Version: "1.1.0", MTU: 1450, DataDir: "/run/ropewalk",
 			Ranges: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("fd00:244::/64")}}},
-		{`{"cniVersion":"0.3.1","name":"rope","ranges":["fd00::/112"],"dataDir":"/a/../b/","dns":{"domain":"x"},"runtimeConfig":{"ips":["fd00::9/64"]},
+		{`{"cniVersion":"0.3.1","name":"rope","ranges":["fd00::/112"],"dataDir":"/a/../b/","dns":{"domain":"x"},"runtimeConfig":{"ips":["fd00::9/64"],
+			"portMappings":[{"hostPort":0,"containerPort":1},{"hostPort":80,"containerPort":8080,"protocol":"UDP","hostIP":"::"}]},
 			"prevResult":{"cniVersion":"0.3.1","ips":[{"version":"4","address":"10.0.0.1/24"},{"version":"6","address":"fd00::1/128"}]}}`,
 			Config{Version: "0.3.1", MTU: 1500, DataDir: "/b", Ranges: []netip.Prefix{netip.MustParsePrefix("fd00::/112")},
 				DNS: types.DNS{Domain: "x"}, Static: []netip.Addr{netip.MustParseAddr("fd00::9")},
+				Ports:   []portmap.Mapping{{HostIP: netip.IPv6Unspecified(), HostPort: 80, ContainerPort: 8080, Protocol: portmap.UDP}},
 				Chained: true, Previous: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}},
 		{`{"ranges":["10.0.0.0/30"],"runtimeConfig":{"portMappings":[],"bandwidth":{},"ipRanges":null}}`,
 			Config{MTU: 1500, DataDir: DefaultDataDir, Ranges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/30")}}},
@@ -69,7 +72,11 @@ func TestParseConfigRefuses(t *testing.T) {
 		{`"ranges":["fe80::/64"]`, 7, "no addresses"},
 		{`"ranges":["10.0.0.0/24","10.0.1.0/24"]`, 7, "one a family"},
 		{`"ipam":{"type":"host-local"}`, 2, "ranges"},
-		{`"runtimeConfig":{"portMappings":[{}]}`, 2, "portmap"},
+		{`"runtimeConfig":{"portMappings":[{"hostPort":80}]}`, 7, "containerPort"},
+		{`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"icmp"}]}`, 7, "sctp"},
+		{`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"x"}]}`, 7, "hostIP"},
+		{`"runtimeConfig":{"portMappings":[{"hostPort":65536,"containerPort":80}]}`, 6, "portMappings"},
+		{`"runtimeConfig":{"portMappings":[3]}`, 6, "portMappings"},
 		{`"runtimeConfig":{"bandwidth":{"ingressRate":1}}`, 2, "bandwidth"},
 		{`"runtimeConfig":{"ipRanges":[[{}]]}`, 2, "ranges"},
 		{`"runtimeConfig":{"mac":"02:00:00:00:00:01"}`, 2, "hash"},

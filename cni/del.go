@@ -20,9 +20,12 @@ func Del(args *skel.CmdArgs) error {
 	return detach(dir, args)
 }
 
-// detach removes the interface and then the lease, so that an address that is free has no route. If the first fails the lease stays,
+// detach removes the ports, the interface and then the lease, so that nothing leads to an address that is free. If one fails the lease stays,
 // for the next DEL or GC.
 func detach(dir string, args *skel.CmdArgs) error {
+	if err := closePorts(args); err != nil {
+		return err
+	}
 	spec := link.New(args.ContainerID, args.IfName, "", 0, nil)
 	if err := link.Delete(spec); err != nil {
 		return kernelError("removing interface "+spec.Host, err)

@@ -59,7 +59,7 @@ func Collect(dir string, grace time.Duration) (freed int, err error) {
 		if time.Since(l.Since) < grace || there[link.New(l.Container, l.Interface, "", 0, nil).Host] {
 			continue
 		}
-		if err := release(dir, &skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}); err != nil {
+		if err := detach(dir, &skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}); err != nil {
 			errs = append(errs, err)
 			continue
 		}

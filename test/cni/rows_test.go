@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -25,6 +26,7 @@ import (
 
 	plugin "github.com/ropewalk-net/ropewalk/cni"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -68,7 +70,7 @@ func TestErrors(t *testing.T) {
 		says string
 	}{
 		{"version", nil, map[string]any{"cniVersion": "0.2.0"}, 1, "0.2.0"},
-		{"port maps", nil, map[string]any{"runtimeConfig": map[string]any{"portMappings": []any{map[string]any{"hostPort": 80}}}}, 2, "portMappings"},
+		{"bandwidth", nil, map[string]any{"runtimeConfig": map[string]any{"bandwidth": map[string]any{"ingressRate": 1}}}, 2, "bandwidth"},
 		{"ipam", nil, map[string]any{"ipam": map[string]any{"type": "host-local"}}, 2, "ipam"},
 		{"no container", map[string]string{"CNI_CONTAINERID": ""}, nil, 4, "CNI_CONTAINERID"},
 		{"two missing", map[string]string{"CNI_IFNAME": "", "CNI_NETNS": ""}, nil, 4, "CNI_NETNS,CNI_IFNAME"},
@@ -731,6 +733,73 @@ func TestStatic(t *testing.T) {
 	}
 	if got := run(t, r.command(env("ADD", "c"), ips)); got.exit != 0 { // it does not have to rest
 		t.Errorf("c: %v", got.Error.Error())
+	}
+}
+
+// TestPorts holds that the node's ports lead to the pod that is to have them, from the node and from other pods, until its DEL.
+func TestPorts(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	r := newRig(t)
+	ports := map[string]any{"runtimeConfig": map[string]any{"portMappings": []any{
+		map[string]any{"hostPort": 9090, "containerPort": 8080, "protocol": "tcp"}, map[string]any{"hostPort": 9090, "containerPort": 8080, "protocol": "udp"},
+	}}}
+	r.mustAdd("far")
+	for _, name := range []string{"a", "b"} {
+		r.pod(name)
+		serve(t, name)
+	}
+	added := run(t, r.command(env("ADD", "a"), ports))
+	if added.exit != 0 {
+		t.Fatal(added.Error.Error())
+	}
+	if got := run(t, r.command(env("ADD", "b"), ports)); got.Code != 102 || len(r.leases()) != 2 {
+		t.Errorf("the same ports for another pod: %v, leases %v", got.Error.Error(), r.leases())
+	}
+	reach := func() (failed error) {
+		for _, from := range []string{"", "far"} {
+			for _, node := range []string{node4, node6} {
+				for _, network := range []string{"tcp", "udp"} {
+					in(t, from, func() {
+						if _, err := echo(network, net.JoinHostPort(node, "9090"), 100); err != nil {
+							failed = errors.Join(failed, fmt.Errorf("from %q by %s: %w", from, network, err))
+						}
+					})
+				}
+			}
+		}
+		return failed
+	}
+	if err := reach(); err != nil {
+		t.Error(err)
+	}
+	check := maps.Clone(ports)
+	check["prevResult"] = json.RawMessage(added.stdout)
+	if got := run(t, r.command(env("CHECK", "a"), check)); got.exit != 0 {
+		t.Error(got.Error.Error())
+	}
+	netns.Run(t, "nft", "flush", "ruleset")
+	if got := run(t, r.command(env("CHECK", "a"), check)); got.Code != 104 || !strings.Contains(got.Error.Error(), "ports") {
+		t.Errorf("CHECK without the rules: %v", got.Error.Error())
+	}
+	for range 2 {
+		if err := r.del("a"); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := run(t, r.command(env("ADD", "b"), ports)); got.exit != 0 {
+		t.Errorf("the ports are free: %v", got.Error.Error())
+	}
+	if err := reach(); err != nil {
+		t.Error(err)
+	}
+	if err := r.del("b"); err != nil {
+		t.Error(err)
+	}
+	if l, err := portmap.List(); err != nil || len(l) > 0 {
+		t.Errorf("left are %v, %v", l, err)
 	}
 }
 
