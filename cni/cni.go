@@ -109,11 +109,11 @@ func codeOf(err error) uint {
 	return 0
 }
 
-// undone adds what went wrong while a failed ADD was taken back. skel prints the first error of its type alone.
+// undone adds what went wrong while things were taken away. skel prints the first error of its type alone.
 func undone(err, undo error) error {
 	var e *types.Error
 	if undo == nil || !errors.As(err, &e) {
 		return err
 	}
-	return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; and taking it back failed: %v", e.Details, undo))
+	return types.NewError(e.Code, e.Msg, fmt.Sprintf("%s; and taking away what there was: %v", e.Details, undo))
 }

@@ -23,12 +23,13 @@ func Del(args *skel.CmdArgs) error {
 // detach removes the ports, the interface and then the lease, so that nothing leads to an address that is free. If one fails the lease stays,
 // for the next DEL or GC.
 func detach(dir string, args *skel.CmdArgs) error {
-	if err := closePorts(args); err != nil {
-		return err
-	}
+	ports := closePorts(args)
 	spec := link.New(args.ContainerID, args.IfName, "", 0, nil)
 	if err := link.Delete(spec); err != nil {
-		return kernelError("removing interface "+spec.Host, err)
+		return undone(kernelError("removing interface "+spec.Host, err), ports)
+	}
+	if ports != nil {
+		return ports
 	}
 	return release(dir, args)
 }

@@ -16,13 +16,17 @@ const ConfName = "10-ropewalk.conflist"
 // conflist returns the file's content.
 func (r *Routes) conflist(v view, mtu int) ([]byte, error) {
 	type plugin struct {
-		Type    string   `json:"type"`
-		Mode    string   `json:"mode"`
-		MTU     int      `json:"mtu"`
-		Ranges  []string `json:"ranges"`
-		DataDir string   `json:"dataDir,omitempty"`
+		Type         string          `json:"type"`
+		Mode         string          `json:"mode"`
+		MTU          int             `json:"mtu"`
+		Ranges       []string        `json:"ranges"`
+		DataDir      string          `json:"dataDir,omitempty"`
+		Capabilities map[string]bool `json:"capabilities"` // what the runtime passes on of what pods ask for
 	}
-	p := plugin{Type: "ropewalk-cni", Mode: "routed", MTU: mtu, DataDir: r.config.DataDir}
+	p := plugin{
+		Type: "ropewalk-cni", Mode: "routed", MTU: mtu, DataDir: r.config.DataDir,
+		Capabilities: map[string]bool{"portMappings": true},
+	}
 	for _, c := range v.self.PodCIDRs {
 		p.Ranges = append(p.Ranges, c.Masked().String())
 	}

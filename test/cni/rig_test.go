@@ -25,6 +25,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -237,6 +238,9 @@ func (r *rig) empty(when string) {
 	}
 	if l := r.leases(); len(l) > 0 {
 		r.Errorf("%s: leased are %v", when, l)
+	}
+	if l, err := portmap.List(); err != nil || len(l) > 0 {
+		r.Errorf("%s: ports are %v, %v", when, l, err)
 	}
 }
 

@@ -852,6 +852,7 @@ func TestEveryCall(t *testing.T) {
 	}
 	netns.NeedCommand(t, "strace")
 	r := newRig(t)
+	r.conf["runtimeConfig"] = map[string]any{"portMappings": []any{map[string]any{"hostPort": 9090, "containerPort": 8080}}}
 	r.pod("a")
 	before := state(t)
 	must := func(command string, conf map[string]any) {
@@ -873,10 +874,10 @@ func TestEveryCall(t *testing.T) {
 		command, how string
 		calls        []string
 	}{
-		{"ADD", "error=EIO", []string{"sendto", "recvfrom", "write", "openat", "flock", "pwrite64", "fdatasync"}},
-		{"ADD", "signal=KILL", []string{"sendto", "write", "pwrite64", "fdatasync"}},
-		{"DEL", "error=EIO", []string{"sendto", "pwrite64", "fdatasync"}},
-		{"DEL", "signal=KILL", []string{"sendto", "pwrite64", "fdatasync"}},
+		{"ADD", "error=EIO", []string{"sendto", "recvfrom", "sendmsg", "write", "flock", "fdatasync"}},
+		{"ADD", "signal=KILL", []string{"sendto", "sendmsg", "write"}},
+		{"DEL", "error=EIO", []string{"sendto", "sendmsg", "fdatasync"}},
+		{"DEL", "signal=KILL", []string{"sendto", "sendmsg", "pwrite64"}},
 	} {
 		for _, call := range c.calls {
 			for n := 1; ; n++ {
@@ -884,8 +885,10 @@ func TestEveryCall(t *testing.T) {
 				if c.command == "DEL" {
 					must("ADD", nil)
 				}
-				exit, over := r.inject(c.command, fmt.Sprintf("%s:%s:when=%d", call, c.how, n))
-				if c.command == "ADD" && exit == 1 { // and not the end that Go's runtime makes if one of its own calls fails
+				exit, times := r.inject(c.command, fmt.Sprintf("%s:%s:when=%d", call, c.how, n))
+				// Go's runtime ends the program with 2 if a call of its own fails. Threads are counted by themselves: where two of them
+				// have come so far, taking back may have failed, too.
+				if c.command == "ADD" && exit == 1 && times == 1 {
 					clean(what)
 				}
 				if n%2 == 0 {
@@ -897,7 +900,7 @@ func TestEveryCall(t *testing.T) {
 				if t.Failed() {
 					return
 				}
-				if over {
+				if exit == 0 && times == 0 {
 					if n == 1 {
 						t.Errorf("%s: there is no such call", what)
 					}
@@ -911,8 +914,9 @@ func TestEveryCall(t *testing.T) {
 	}
 }
 
-// inject runs a command with something done to one of its system calls, as strace has it. Over says that there was no such call any more.
-func (r *rig) inject(command, what string) (exit int, over bool) {
+// inject runs a command with something done to one of its system calls, as strace has it. It returns how it ended, and how many calls
+// that was done to.
+func (r *rig) inject(command, what string) (exit, times int) {
 	r.Helper()
 	trace := filepath.Join(r.TempDir(), "trace")
 	cmd := r.command(env(command, "a"), nil)
@@ -929,5 +933,5 @@ func (r *rig) inject(command, what string) (exit int, over bool) {
 	if err != nil {
 		r.Fatal(err)
 	}
-	return exit, exit == 0 && !strings.Contains(string(out), "INJECTED")
+	return exit, strings.Count(string(out), "INJECTED")
 }
