@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
@@ -154,13 +156,21 @@ func TestSync(t *testing.T) {
 			// What somebody has deleted comes back; what is somebody else's stays.
 			own := "route add 10.9.0.0/24 via 192.0.2.2\nroute add 2001:db8:9::/64 via 2001:db8::2\nroute add 10.244.77.0/24 via 192.0.2.2 proto 17\n"
 			netns.Batch(t, nodeName(0), own)
+			var fdbs []string
 			spoils := []string{"route del 10.244.1.0/24", "route del fd00:244:0:2::/64", "route add 10.245.0.0/16 via 192.0.2.3 proto 82", "route replace 10.244.2.0/24 via 192.0.2.2 proto 82"}
 			if mode.mode == VXLAN && !mode.near {
 				spoils = append(spoils, "link del rw-vxlan", "link set rw-vxlan down", "link set rw-vxlan mtu 1000 address 02:00:00:00:00:77", "addr flush dev rw-vxlan", "neigh flush dev rw-vxlan nud permanent",
 					"link del rw-vxlan\nlink add rw-vxlan type vxlan id 7 dstport 4789 local 192.0.2.1", "neigh replace 10.244.1.0 lladdr 02:00:00:00:00:78 dev rw-vxlan")
+				for _, fdb := range []string{"replace %s dev rw-vxlan dst 192.0.2.66", "append %s dev rw-vxlan dst 192.0.2.66", "del %s dev rw-vxlan", "add 02:00:00:00:00:79 dev rw-vxlan dst 192.0.2.66"} {
+					fdbs = append(fdbs, strings.Replace(fdb, "%s", macOf(nodeName(1)).String(), 1))
+				}
 			}
-			for _, spoil := range spoils {
-				netns.Batch(t, nodeName(0), spoil+"\n")
+			for i, spoil := range append(spoils, fdbs...) {
+				if i < len(spoils) {
+					netns.Batch(t, nodeName(0), spoil+"\n")
+				} else {
+					netns.Run(t, "bridge", append([]string{"-n", nodeName(0), "fdb"}, strings.Fields(spoil)...)...)
+				}
 				if n := r.syncAll(0, 1, 2); n == 0 {
 					t.Errorf("after %q nothing was changed", spoil)
 				}
@@ -257,6 +267,35 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// TestMatters holds that a pod that comes or goes has nobody look at thousands of routes.
+func TestMatters(t *testing.T) {
+	link := func(name string) bool {
+		return linkMatters(netlink.LinkUpdate{Link: &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}}})
+	}
+	route := func(dst string, table int, protocol netlink.RouteProtocol) bool {
+		return routeMatters(netlink.RouteUpdate{Route: netlink.Route{Dst: network(netip.MustParsePrefix(dst)), Table: table, Protocol: protocol}})
+	}
+	addr := func(a string) bool {
+		return addrMatters(netlink.AddrUpdate{LinkAddress: *network(netip.MustParsePrefix(a))})
+	}
+	for what, ok := range map[string]bool{
+		"a pod's link":          !link("rw0123abcd"),
+		"the tunnel":            link("rw-vxlan"),
+		"an uplink":             link("eth0"),
+		"a pod's route":         !route("10.244.0.7/32", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT) && !route("fd00::7/128", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
+		"a route of the kernel": !route("fe80::/64", unix.RT_TABLE_LOCAL, unix.RTPROT_KERNEL),
+		"our route":             route("10.244.1.0/24", unix.RT_TABLE_MAIN, Protocol) && route("10.244.1.0/32", unix.RT_TABLE_MAIN, Protocol),
+		"what replaced it":      route("10.244.1.0/24", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
+		"the default route":     routeMatters(netlink.RouteUpdate{Route: netlink.Route{Table: unix.RT_TABLE_MAIN}}),
+		"a pod's gateway":       !addr("169.254.1.1/32") && !addr("fe80::1/64"),
+		"the node's address":    addr("192.0.2.1/24") && addr("2001:db8::1/64"),
+	} {
+		if !ok {
+			t.Error(what)
+		}
+	}
+}
+
 // TestWatch holds that changes by others are told.
 func TestWatch(t *testing.T) {
 	t.Parallel()
@@ -264,6 +303,7 @@ func TestWatch(t *testing.T) {
 		return
 	}
 	world(t, linkMTU)
+	before := goleak.IgnoreCurrent()
 	ctx, cancel := context.WithCancel(t.Context())
 	told, ended := make(chan struct{}, 1), make(chan struct{})
 	go func() {
@@ -299,4 +339,5 @@ func TestWatch(t *testing.T) {
 	}
 	cancel()
 	<-ended
+	goleak.VerifyNone(t, before)
 }

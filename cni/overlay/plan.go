@@ -36,6 +36,11 @@ type Node struct {
 	Addrs    []netip.Addr // its own, in the order of its Node object; the first of a family counts
 }
 
+// Equal reports whether two nodes are the same.
+func (n Node) Equal(o Node) bool {
+	return n.Name == o.Name && slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Addrs, o.Addrs)
+}
+
 // addr returns a node's own address of a family.
 func (n Node) addr(is4 bool) (netip.Addr, bool) {
 	i := slices.IndexFunc(n.Addrs, func(a netip.Addr) bool { return a.Is4() == is4 })
