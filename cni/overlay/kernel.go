@@ -228,7 +228,7 @@ func (k *Kernel) forward(c *changer, link netlink.Link, t *Tunnel) {
 		to, _ := netip.AddrFromSlice(h.IP)
 		if end, ok := t.Forward[mac]; ok && to.Unmap() == end {
 			right[mac] = true
-		} else { // its hardware address may be right: an entry can have several ends
+		} else if !ok {
 			c.stale = append(c.stale, h)
 		}
 	}
@@ -319,7 +319,10 @@ func (r Route) priority() int {
 func (r Route) route(device netlink.Link) *netlink.Route {
 	out := &netlink.Route{Dst: network(r.Dst), Gw: r.Via.AsSlice(), Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
 	if r.Tunnel {
-		out.LinkIndex, out.Flags = device.Attrs().Index, int(netlink.FLAG_ONLINK)
+		out.LinkIndex = device.Attrs().Index
+		if r.Via.Is4() { // what is link-local is on the link
+			out.Flags = int(netlink.FLAG_ONLINK)
+		}
 	}
 	return out
 }

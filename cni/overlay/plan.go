@@ -62,6 +62,12 @@ type MAC [6]byte
 
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
+// linkLocal returns the address that a link with that hardware address has by itself (RFC 4291, appendix A). IPv6 takes no gateway that
+// another route leads to, be it the one that is to be replaced; these lead nowhere but to their link.
+func (m MAC) linkLocal() netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
+}
+
 // Tunnel is the tunnel's device and what it knows.
 type Tunnel struct {
 	Local netip.Addr // this node's end
@@ -150,6 +156,9 @@ func (p *Plan) lead(mode Mode, n Node, pods netip.Prefix, direct func(netip.Addr
 		return fmt.Errorf("its hardware address %s is another's", mac)
 	}
 	via := pods.Addr()
+	if !via.Is4() {
+		via = mac.linkLocal()
+	}
 	p.Routes[pods] = Route{Dst: pods, Via: via, Tunnel: true}
 	p.Tunnel.Neighbors[via], p.Tunnel.Forward[mac] = mac, end
 	return nil

@@ -54,10 +54,10 @@ func TestMake(t *testing.T) {
 		"direct": {mode: Direct, others: []Node{c, b, self}, want: []string{"10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 198.51.100.3", "fd00:244:0:1::/64 via 2001:db8::2"}},
 		"a tunnel": {mode: VXLAN, others: []Node{b, c}, want: []string{
 			"10.244.1.0/24 via 10.244.1.0 in the tunnel to 192.0.2.2", "10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3",
-			"fd00:244:0:1::/64 via fd00:244:0:1:: in the tunnel to 192.0.2.2"}},
+			"fd00:244:0:1::/64 via fe80::ac63:dfff:fe4c:8601 in the tunnel to 192.0.2.2"}},
 		"a tunnel where there is no link": {mode: VXLAN, direct: near, others: []Node{b, c}, want: []string{
 			"10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3",
-			"fd00:244:0:1::/64 via fd00:244:0:1:: in the tunnel to 192.0.2.2"}},
+			"fd00:244:0:1::/64 via fe80::ac63:dfff:fe4c:8601 in the tunnel to 192.0.2.2"}},
 		"cloud": {mode: Cloud, others: []Node{b, c}},
 		"all there is": {mode: Direct, others: []Node{b, node("evil", "0.0.0.0/0", "::/0", "192.0.2.66", "2001:db8::66")},
 			want:  []string{"10.244.1.0/24 via 192.0.2.2", "fd00:244:0:1::/64 via 2001:db8::2"},
