@@ -125,7 +125,7 @@ func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Pl
 			p = p.Masked()
 			err := taken.check(p)
 			if err == nil {
-				err = plan.lead(mode, n, p, direct)
+				err = plan.lead(mode, self, n, p, direct)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%w %s, pods %s: %w", ErrNode, n.Name, p, err))
@@ -137,12 +137,16 @@ func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Pl
 	return plan, errors.Join(errs...)
 }
 
-// lead adds what leads to a range of a node's pods.
-func (p *Plan) lead(mode Mode, n Node, pods netip.Prefix, direct func(netip.Addr) bool) error {
+// lead adds what leads to a range of a node's pods. A node that has an address of this one's, such as its object of a former name, would lead
+// packets back here.
+func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(netip.Addr) bool) error {
 	next, ok := n.addr(pods.Addr().Is4())
 	if mode == Direct || ok && direct != nil && direct(next) {
 		if !ok {
 			return errors.New("it has no address of that family")
+		}
+		if slices.Contains(self.Addrs, next) {
+			return fmt.Errorf("its address %s is this node's", next)
 		}
 		p.Routes[pods] = Route{Dst: pods, Via: next}
 		return nil
@@ -150,6 +154,9 @@ func (p *Plan) lead(mode Mode, n Node, pods netip.Prefix, direct func(netip.Addr
 	end, ok := n.addr(p.Tunnel.Local.Is4())
 	if !ok {
 		return errors.New("it has no address of the family that the tunnel is of")
+	}
+	if slices.Contains(self.Addrs, end) {
+		return fmt.Errorf("its address %s is this node's", end)
 	}
 	mac := macOf(n.Name)
 	if other, ok := p.Tunnel.Forward[mac]; mac == p.Tunnel.MAC || ok && other != end {

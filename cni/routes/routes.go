@@ -177,10 +177,11 @@ func (r *Routes) Ready() error {
 }
 
 const (
-	// pause is the shortest time from one look at the kernel to the next: the kernel tells of each route that changes, our own too. share
-	// makes it longer where looks take long: they take no more than one part of so many of the time.
-	pause = 100 * time.Millisecond
-	share = 10
+	// pause is the shortest time from one look at the kernel to the next: the kernel tells of each route that changes, our own too. Where
+	// looks take long it is share times what the last one took, pauseMost at most: some other program may change routes all the time.
+	pause     = 100 * time.Millisecond
+	share     = 10
+	pauseMost = time.Second
 	// look is the longest.
 	look = time.Minute
 	// retry is the pause after a failure.
@@ -200,7 +201,7 @@ func (r *Routes) Run(ctx context.Context) error {
 		if err := r.sync(); err != nil {
 			wait = retry
 		}
-		rest := time.After(max(pause, share*time.Since(begun)))
+		rest := time.After(min(max(pause, share*time.Since(begun)), pauseMost))
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():

@@ -179,6 +179,12 @@ func TestRun(t *testing.T) {
 	outside(clusternet.Node4)
 	netns.Run(t, "nft", "flush", "ruleset")
 	r.put(node("n4", []string{"10.250.0.0/24"}, []string{clusternet.Outside4})) // any change has a look taken at the rules
+	r.soon(func() string {
+		if out := netns.Run(t, "ip", "route"); !strings.Contains(out, "10.250.0.0/24 via "+clusternet.Outside4) {
+			return "a node that has come: " + out
+		}
+		return ""
+	})
 	r.routes.Apply(cluster.Deleted(cluster.KindNode, cluster.Key{Name: "n4"}, time.Time{}))
 	outside(clusternet.Node4)
 	// A node that is wrong harms nobody else.
