@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -133,5 +135,28 @@ func TestMany(t *testing.T) {
 		if n := strings.Count(netns.Run(t, "nft", "list", "set", family, Table, "inside"), want); n != nodes {
 			t.Errorf("%s: %d of %d nodes", family, n, nodes)
 		}
+	}
+}
+
+func TestReadInside(t *testing.T) {
+	dir := t.TempDir()
+	for content, want := range map[string]string{
+		"": "[]",
+		"nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- fd00::/8\nmasqLinkLocal: false\nresyncInterval: 60s\n": "[10.0.0.0/8 fd00::/8]",
+		`{"nonMasqueradeCIDRs": ["10.0.0.0/8"]}`:                                                        "[10.0.0.0/8]",
+		"nonMasqueradeCIDRs: [10.0.0.0]":                                                                "wrong",
+		"nonMasqueradeCIDRs: [":                                                                         "wrong",
+	} {
+		path := filepath.Join(dir, "config")
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got, err := ReadInside(path)
+		if s := fmt.Sprint(got); err == nil && s != want || err != nil && (want != "wrong" || !strings.Contains(err.Error(), path)) {
+			t.Errorf("%q: %s, %v", content, s, err)
+		}
+	}
+	if got, err := ReadInside(filepath.Join(dir, "none")); got != nil || err != nil {
+		t.Errorf("%v, %v", got, err)
 	}
 }

@@ -36,6 +36,8 @@ type Config struct {
 	// Masquerade gives packets of pods that leave the cluster the node's address, but for those to Inside, besides what the cluster says is inside.
 	Masquerade bool
 	Inside     []netip.Prefix
+	// InsideFile has more of these (masquerade.ReadInside), read again at each look, a minute after the last one at most; none if empty.
+	InsideFile string
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
 	// Log is slog.Default() if nil.
@@ -392,7 +394,15 @@ func (r *Routes) masquerade(v view) error {
 		r.there = true
 		return nil
 	}
-	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: slices.Concat(r.config.Inside, v.cidrs)}
+	var more []netip.Prefix
+	if r.config.InsideFile != "" {
+		var err error
+		if more, err = masquerade.ReadInside(r.config.InsideFile); err != nil {
+			r.metrics.failures.Inc()
+			return err // what was there last stays
+		}
+	}
+	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: slices.Concat(r.config.Inside, more, v.cidrs)}
 	for _, n := range append([]overlay.Node{v.self}, v.others...) {
 		c.Inside = append(c.Inside, n.PodCIDRs...)
 		for _, a := range n.Addrs {

@@ -118,7 +118,8 @@ func TestRun(t *testing.T) {
 		return
 	}
 	without := node("n1", nil, []string{clusternet.Node4, clusternet.Node6})
-	r := start(t, Config{Mode: overlay.Direct, Masquerade: true}, without, second)
+	inside := filepath.Join(t.TempDir(), "config")
+	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: inside}, without, second)
 	for _, a := range []string{clusternet.Far4, clusternet.Far6} {
 		clusternet.Serve(t, clusternet.Far, net.JoinHostPort(a, "80"))
 	}
@@ -186,6 +187,25 @@ func TestRun(t *testing.T) {
 		return ""
 	})
 	r.routes.Apply(cluster.Deleted(cluster.KindNode, cluster.Key{Name: "n4"}, time.Time{}))
+	outside(clusternet.Node4)
+	// The operator names what is inside; a file that is wrong changes nothing, and is told.
+	name := func(content string) {
+		if err := os.WriteFile(inside, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r.routes.wake() // else a minute
+	}
+	name("nonMasqueradeCIDRs: [" + clusternet.Outside4 + "/32]")
+	outside(clusternet.Pod4(0))
+	name("nonMasqueradeCIDRs: [x]")
+	r.soon(func() string {
+		if err := r.routes.Ready(); err == nil || !strings.Contains(err.Error(), inside) {
+			return fmt.Sprint(err)
+		}
+		return ""
+	})
+	outside(clusternet.Pod4(0))
+	name("")
 	outside(clusternet.Node4)
 	// A node that is wrong harms nobody else.
 	r.put(node("evil", []string{"0.0.0.0/0", clusternet.FarCIDR4}, []string{"192.0.2.66"}))
