@@ -143,9 +143,9 @@ func TestReadInside(t *testing.T) {
 	for content, want := range map[string]string{
 		"": "[]",
 		"nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- fd00::/8\nmasqLinkLocal: false\nresyncInterval: 60s\n": "[10.0.0.0/8 fd00::/8]",
-		`{"nonMasqueradeCIDRs": ["10.0.0.0/8"]}`:                                                        "[10.0.0.0/8]",
-		"nonMasqueradeCIDRs: [10.0.0.0]":                                                                "wrong",
-		"nonMasqueradeCIDRs: [":                                                                         "wrong",
+		`{"nonMasqueradeCIDRs": ["10.0.0.0/8"]}`:                                                     "[10.0.0.0/8]",
+		"nonMasqueradeCIDRs: [10.0.0.0]":                                                             "wrong",
+		"nonMasqueradeCIDRs: [":                                                                      "wrong",
 	} {
 		path := filepath.Join(dir, "config")
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
