@@ -367,6 +367,11 @@ func Watch(ctx context.Context, changed func()) {
 
 // watch ends with ctx, or with a subscription.
 func watch(ctx context.Context, changed func()) {
+	links, err := netlink.NewHandle(unix.NETLINK_ROUTE) // of this thread's namespace, for the goroutine that looks at neighbours
+	if err != nil {
+		return
+	}
+	defer links.Close()
 	done := make(chan struct{})
 	events := make(chan struct{}, 1)
 	var open []<-chan struct{} // closed when a subscription has ended
@@ -381,7 +386,10 @@ func watch(ctx context.Context, changed func()) {
 	add(subscribe(netlink.AddrSubscribe, done, events, addrMatters))
 	// On other links neighbours come and go all the time.
 	add(subscribe(netlink.NeighSubscribe, done, events, func(u netlink.NeighUpdate) bool {
-		link, err := netlink.LinkByIndex(u.LinkIndex)
+		if !neighMatters(u) {
+			return false
+		}
+		link, err := links.LinkByIndex(u.LinkIndex)
 		return err == nil && link.Type() == "vxlan"
 	}))
 	defer func() {
@@ -424,6 +432,11 @@ func routeMatters(u netlink.RouteUpdate) bool {
 
 // addrMatters is false for the addresses that a node has towards its pods.
 func addrMatters(u netlink.AddrUpdate) bool { return !u.LinkAddress.IP.IsLinkLocalUnicast() }
+
+// neighMatters is false for neighbours that the kernel asks for, which come and go too often to look at each one's link.
+func neighMatters(u netlink.NeighUpdate) bool {
+	return u.Type == unix.RTM_DELNEIGH || u.Family == unix.AF_BRIDGE || u.State&netlink.NUD_PERMANENT != 0
+}
 
 // subscribe has events get one for what a subscription tells and matters, until done or until it ends. If matters is nil all does.
 func subscribe[T any](begin func(chan<- T, <-chan struct{}) error, done <-chan struct{}, events chan<- struct{}, matters func(T) bool) (<-chan struct{}, error) {

@@ -484,17 +484,23 @@ func TestMatters(t *testing.T) {
 	addr := func(a string) bool {
 		return addrMatters(netlink.AddrUpdate{LinkAddress: *network(netip.MustParsePrefix(a))})
 	}
+	neigh := func(typ uint16, family, state int) bool {
+		return neighMatters(netlink.NeighUpdate{Type: typ, Neigh: netlink.Neigh{Family: family, State: state}})
+	}
 	for what, ok := range map[string]bool{
-		"a pod's link":          !link("rw0123abcd"),
-		"the tunnel":            link("rw-vxlan"),
-		"an uplink":             link("eth0"),
-		"a pod's route":         !route("10.244.0.7/32", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT) && !route("fd00::7/128", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
-		"a route of the kernel": !route("fe80::/64", unix.RT_TABLE_LOCAL, unix.RTPROT_KERNEL),
-		"our route":             route("10.244.1.0/24", unix.RT_TABLE_MAIN, Protocol) && route("10.244.1.0/32", unix.RT_TABLE_MAIN, Protocol),
-		"what replaced it":      route("10.244.1.0/24", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
-		"the default route":     routeMatters(netlink.RouteUpdate{Route: netlink.Route{Table: unix.RT_TABLE_MAIN}}),
-		"a pod's gateway":       !addr("169.254.1.1/32") && !addr("fe80::1/64"),
-		"the node's address":    addr("192.0.2.1/24") && addr("2001:db8::1/64"),
+		"a neighbour that answers": !neigh(unix.RTM_NEWNEIGH, unix.AF_INET, netlink.NUD_REACHABLE) && !neigh(unix.RTM_NEWNEIGH, unix.AF_INET6, netlink.NUD_STALE),
+		"a neighbour like ours":    neigh(unix.RTM_NEWNEIGH, unix.AF_INET, netlink.NUD_PERMANENT) && neigh(unix.RTM_DELNEIGH, unix.AF_INET, netlink.NUD_PERMANENT),
+		"a forwarding entry":       neigh(unix.RTM_NEWNEIGH, unix.AF_BRIDGE, netlink.NUD_REACHABLE),
+		"a pod's link":             !link("rw0123abcd"),
+		"the tunnel":               link("rw-vxlan"),
+		"an uplink":                link("eth0"),
+		"a pod's route":            !route("10.244.0.7/32", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT) && !route("fd00::7/128", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
+		"a route of the kernel":    !route("fe80::/64", unix.RT_TABLE_LOCAL, unix.RTPROT_KERNEL),
+		"our route":                route("10.244.1.0/24", unix.RT_TABLE_MAIN, Protocol) && route("10.244.1.0/32", unix.RT_TABLE_MAIN, Protocol),
+		"what replaced it":         route("10.244.1.0/24", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
+		"the default route":        routeMatters(netlink.RouteUpdate{Route: netlink.Route{Table: unix.RT_TABLE_MAIN}}),
+		"a pod's gateway":          !addr("169.254.1.1/32") && !addr("fe80::1/64"),
+		"the node's address":       addr("192.0.2.1/24") && addr("2001:db8::1/64"),
 	} {
 		if !ok {
 			t.Error(what)
@@ -532,7 +538,7 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	wait("the beginning")
-	for _, change := range []string{"route add 10.9.0.0/24 via 192.0.2.2", "route del 10.9.0.0/24", "link set eth0 mtu 1400", "addr add 192.0.2.99/24 dev eth0", "link add v type vxlan id 5 dstport 8472\nlink set v up"} {
+	for _, change := range []string{"route add 10.9.0.0/24 via 192.0.2.2", "route del 10.9.0.0/24", "link set eth0 mtu 1400", "addr add 192.0.2.99/24 dev eth0", "link add v type vxlan id 5 dstport 8472\nlink set v up", "neigh add 192.0.2.50 lladdr 02:00:00:00:00:50 dev v", "neigh del 192.0.2.50 dev v"} {
 		for quiet := false; !quiet; {
 			select {
 			case <-told:
