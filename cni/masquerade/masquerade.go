@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 )
 
 // Table is what the tables are called, of the families ip and ip6.
@@ -34,7 +35,7 @@ var always = []netip.Prefix{
 // Apply makes the tables of the network namespace of the calling thread what a Config says, in one transaction for both families:
 // packets see the tables of before, or those of after.
 func Apply(c Config) error {
-	conn, err := nftables.New()
+	conn, err := nftables.New(nftables.WithSockOptions(roomy))
 	if err != nil {
 		return fmt.Errorf("netlink socket: %w", err)
 	}
@@ -48,6 +49,9 @@ func Apply(c Config) error {
 	}
 	return nil
 }
+
+// roomy has a socket take a transaction for thousands of nodes at once; the kernel takes no more than what has room in its buffer.
+func roomy(s *netlink.Conn) error { return s.SetWriteBuffer(16 << 20) }
 
 // Remove takes the tables away. It is no error that there are none.
 func Remove() error {
@@ -82,7 +86,7 @@ func (f family) add(conn *nftables.Conn, c Config) error {
 	conn.DelTable(table)
 	conn.AddTable(table)
 	pods, inside := f.set(table, "pods"), f.set(table, "inside")
-	err := errors.Join(conn.AddSet(pods, f.elements(c.Pods)), conn.AddSet(inside, f.elements(slices.Concat(always, c.Pods, c.Inside))))
+	err := errors.Join(fill(conn, pods, f.elements(c.Pods)), fill(conn, inside, f.elements(slices.Concat(always, c.Pods, c.Inside))))
 	if err != nil {
 		return fmt.Errorf("sets: %w", err)
 	}
@@ -100,6 +104,17 @@ func (f family) add(conn *nftables.Conn, c Config) error {
 		[]expr.Any{&expr.Masq{FullyRandom: true}}, // two pods' connections from the same port do not get in each other's way (kernel doc: nf_nat)
 	)})
 	return nil
+}
+
+// perMessage is how many elements a message has at most: they are one attribute, whose length is a number of 16 bits.
+const perMessage = 400
+
+func fill(conn *nftables.Conn, set *nftables.Set, elements []nftables.SetElement) error {
+	err := conn.AddSet(set, nil)
+	for chunk := range slices.Chunk(elements, perMessage) {
+		err = errors.Join(err, conn.SetAddElements(set, chunk))
+	}
+	return err
 }
 
 func (f family) set(table *nftables.Table, name string) *nftables.Set {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -106,5 +108,55 @@ func TestApply(t *testing.T) {
 	}
 	if err := Remove(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMany holds that the kernel takes what 5,000 nodes of both families make, whose addresses are no ranges.
+func TestMany(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	const nodes = 5000
+	c := Config{Pods: prefixes("10.244.0.0/24", "fd00:244::/64")}
+	for i := range nodes {
+		c.Inside = append(c.Inside, prefixes(fmt.Sprintf("172.16.%d.%d/32", i>>7, i<<1&255), fmt.Sprintf("fd00:1::%x/128", i<<1))...)
+	}
+	for range 2 { // the second has the first's to delete
+		if err := Apply(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !There() {
+		t.Error("the rules are not there")
+	}
+	for family, want := range map[string]string{"ip": "172.16.", "ip6": "fd00:1::"} {
+		if n := strings.Count(netns.Run(t, "nft", "list", "set", family, Table, "inside"), want); n != nodes {
+			t.Errorf("%s: %d of %d nodes", family, n, nodes)
+		}
+	}
+}
+
+func TestReadInside(t *testing.T) {
+	dir := t.TempDir()
+	for content, want := range map[string]string{
+		"": "[]",
+		"nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- fd00::/8\nmasqLinkLocal: false\nresyncInterval: 60s\n": "[10.0.0.0/8 fd00::/8]",
+		`{"nonMasqueradeCIDRs": ["10.0.0.0/8"]}`:                                                     "[10.0.0.0/8]",
+		"nonMasqueradeCIDRs: [10.0.0.0]":                                                             "wrong",
+		"nonMasqueradeCIDRs: [":                                                                      "wrong",
+	} {
+		path := filepath.Join(dir, "config")
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got, err := ReadInside(path)
+		if s := fmt.Sprint(got); err == nil && s != want || err != nil && (want != "wrong" || !strings.Contains(err.Error(), path)) {
+			t.Errorf("%q: %s, %v", content, s, err)
+		}
+	}
+	if got, err := ReadInside(filepath.Join(dir, "none")); got != nil || err != nil {
+		t.Errorf("%v, %v", got, err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"time"
 
@@ -47,6 +48,9 @@ func (k *Kernel) Sync(p Plan) (changes int, err error) {
 		device = k.device(c, p.Tunnel)
 	}
 	k.routes(c, p, device)
+	for _, n := range c.stale { // now that no route leads there
+		c.do("deleting a neighbour or forwarding entry", func() error { return gone(netlink.NeighDel(&n)) })
+	}
 	if p.Tunnel == nil {
 		k.removeDevice(c)
 	}
@@ -63,6 +67,7 @@ func (k *Kernel) Remove() error {
 type changer struct {
 	changes int
 	errs    []error
+	stale   []netlink.Neigh // what is to go when the routes are right, so that no packet is lost whose route changes
 }
 
 // do calls change, and reports whether that went well.
@@ -196,7 +201,7 @@ func (k *Kernel) neighbors(c *changer, link netlink.Link, t *Tunnel) {
 			if mac, ok := t.Neighbors[a]; ok && h.State == netlink.NUD_PERMANENT && bytes.Equal(h.HardwareAddr, mac[:]) {
 				right[a] = true
 			} else if !ok && h.State&netlink.NUD_NOARP == 0 {
-				c.do("deleting a neighbour", func() error { return netlink.NeighDel(&h) })
+				c.stale = append(c.stale, h)
 			}
 		}
 		for a, mac := range t.Neighbors {
@@ -224,7 +229,7 @@ func (k *Kernel) forward(c *changer, link netlink.Link, t *Tunnel) {
 		if end, ok := t.Forward[mac]; ok && to.Unmap() == end {
 			right[mac] = true
 		} else if !ok {
-			c.do("deleting a forwarding entry", func() error { return netlink.NeighDel(&h) })
+			c.stale = append(c.stale, h)
 		}
 	}
 	for mac, end := range t.Forward {
@@ -288,7 +293,7 @@ func (k *Kernel) routes(c *changer, p Plan, device netlink.Link) {
 
 // gone leaves out that what is to be deleted is not there.
 func gone(err error) error {
-	if errors.Is(err, unix.ESRCH) {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	return err
@@ -314,7 +319,10 @@ func (r Route) priority() int {
 func (r Route) route(device netlink.Link) *netlink.Route {
 	out := &netlink.Route{Dst: network(r.Dst), Gw: r.Via.AsSlice(), Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
 	if r.Tunnel {
-		out.LinkIndex, out.Flags = device.Attrs().Index, int(netlink.FLAG_ONLINK)
+		out.LinkIndex = device.Attrs().Index
+		if r.Via.Is4() { // what is link-local is on the link
+			out.Flags = int(netlink.FLAG_ONLINK)
+		}
 	}
 	return out
 }
@@ -344,8 +352,8 @@ func OnLink(a netip.Addr) bool {
 // watchRetry is the pause after a subscription has ended: the kernel ends those whose reader is too slow.
 const watchRetry = time.Second
 
-// Watch calls changed whenever a link, a route, an address, or a neighbour on a tunnel has changed, until ctx ends. It is for the network
-// namespace of the calling thread. What a Sync of one's own changes is told, too.
+// Watch calls changed whenever a link, a route, an address, or a neighbour on a tunnel has changed, until ctx ends; not for what comes and
+// goes with a pod of this node. It is for the network namespace of the calling thread. What a Sync of one's own changes is told, too.
 func Watch(ctx context.Context, changed func()) {
 	for ctx.Err() == nil {
 		watch(ctx, changed)
@@ -359,6 +367,11 @@ func Watch(ctx context.Context, changed func()) {
 
 // watch ends with ctx, or with a subscription.
 func watch(ctx context.Context, changed func()) {
+	links, err := netlink.NewHandle(unix.NETLINK_ROUTE) // of this thread's namespace, for the goroutine that looks at neighbours
+	if err != nil {
+		return
+	}
+	defer links.Close()
 	done := make(chan struct{})
 	events := make(chan struct{}, 1)
 	var open []<-chan struct{} // closed when a subscription has ended
@@ -368,12 +381,15 @@ func watch(ctx context.Context, changed func()) {
 			open = append(open, ended)
 		}
 	}
-	add(subscribe(netlink.LinkSubscribe, done, events, nil))
-	add(subscribe(netlink.RouteSubscribe, done, events, nil))
-	add(subscribe(netlink.AddrSubscribe, done, events, nil))
+	add(subscribe(netlink.LinkSubscribe, done, events, linkMatters))
+	add(subscribe(netlink.RouteSubscribe, done, events, routeMatters))
+	add(subscribe(netlink.AddrSubscribe, done, events, addrMatters))
 	// On other links neighbours come and go all the time.
 	add(subscribe(netlink.NeighSubscribe, done, events, func(u netlink.NeighUpdate) bool {
-		link, err := netlink.LinkByIndex(u.LinkIndex)
+		if !neighMatters(u) {
+			return false
+		}
+		link, err := links.LinkByIndex(u.LinkIndex)
 		return err == nil && link.Type() == "vxlan"
 	}))
 	defer func() {
@@ -403,6 +419,25 @@ func watch(ctx context.Context, changed func()) {
 	}
 }
 
+// podLink is what the CNI plugin calls the node's ends of pods' links.
+var podLink = regexp.MustCompile("^rw[0-9a-f]{8}$")
+
+func linkMatters(u netlink.LinkUpdate) bool { return !podLink.MatchString(u.Attrs().Name) }
+
+// routeMatters is false for routes to single addresses that are not ours, as those to pods are, and for those that the kernel makes of addresses.
+func routeMatters(u netlink.RouteUpdate) bool {
+	dst := prefixOf(u.Dst)
+	return u.Protocol == Protocol || u.Table == unix.RT_TABLE_MAIN && !(dst.IsValid() && dst.IsSingleIP())
+}
+
+// addrMatters is false for the addresses that a node has towards its pods.
+func addrMatters(u netlink.AddrUpdate) bool { return !u.LinkAddress.IP.IsLinkLocalUnicast() }
+
+// neighMatters is false for neighbours that the kernel asks for, which come and go too often to look at each one's link.
+func neighMatters(u netlink.NeighUpdate) bool {
+	return u.Type == unix.RTM_DELNEIGH || u.Family == unix.AF_BRIDGE || u.State&netlink.NUD_PERMANENT != 0
+}
+
 // subscribe has events get one for what a subscription tells and matters, until done or until it ends. If matters is nil all does.
 func subscribe[T any](begin func(chan<- T, <-chan struct{}) error, done <-chan struct{}, events chan<- struct{}, matters func(T) bool) (<-chan struct{}, error) {
 	updates, ended := make(chan T, 16), make(chan struct{})
@@ -412,7 +447,7 @@ func subscribe[T any](begin func(chan<- T, <-chan struct{}) error, done <-chan s
 	go func() {
 		defer close(ended)
 		for u := range updates {
-			if matters != nil && !matters(u) {
+			if !matters(u) {
 				continue
 			}
 			select {

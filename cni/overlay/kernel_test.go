@@ -7,10 +7,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
@@ -101,6 +105,11 @@ func (r *rig) sync(i int, others ...int) (int, error) {
 	for _, j := range others {
 		list = append(list, testNode(j))
 	}
+	return r.syncNodes(testNode(i), i, list)
+}
+
+func (r *rig) syncNodes(self Node, i int, others []Node) (int, error) {
+	r.Helper()
 	var n int
 	var err error
 	netns.In(r, nodeName(i), func() {
@@ -109,7 +118,7 @@ func (r *rig) sync(i int, others ...int) (int, error) {
 			direct = OnLink
 		}
 		var p Plan
-		if p, err = Make(r.mode, testNode(i), list, direct); err == nil {
+		if p, err = Make(r.mode, self, others, direct); err == nil {
 			n, err = r.kernel.Sync(p)
 		}
 	})
@@ -154,13 +163,21 @@ func TestSync(t *testing.T) {
 			// What somebody has deleted comes back; what is somebody else's stays.
 			own := "route add 10.9.0.0/24 via 192.0.2.2\nroute add 2001:db8:9::/64 via 2001:db8::2\nroute add 10.244.77.0/24 via 192.0.2.2 proto 17\n"
 			netns.Batch(t, nodeName(0), own)
+			var fdbs []string
 			spoils := []string{"route del 10.244.1.0/24", "route del fd00:244:0:2::/64", "route add 10.245.0.0/16 via 192.0.2.3 proto 82", "route replace 10.244.2.0/24 via 192.0.2.2 proto 82"}
 			if mode.mode == VXLAN && !mode.near {
 				spoils = append(spoils, "link del rw-vxlan", "link set rw-vxlan down", "link set rw-vxlan mtu 1000 address 02:00:00:00:00:77", "addr flush dev rw-vxlan", "neigh flush dev rw-vxlan nud permanent",
 					"link del rw-vxlan\nlink add rw-vxlan type vxlan id 7 dstport 4789 local 192.0.2.1", "neigh replace 10.244.1.0 lladdr 02:00:00:00:00:78 dev rw-vxlan")
+				for _, fdb := range []string{"replace %s dev rw-vxlan dst 192.0.2.66", "del %s dev rw-vxlan", "add 02:00:00:00:00:79 dev rw-vxlan dst 192.0.2.66"} {
+					fdbs = append(fdbs, strings.Replace(fdb, "%s", macOf(nodeName(1)).String(), 1))
+				}
 			}
-			for _, spoil := range spoils {
-				netns.Batch(t, nodeName(0), spoil+"\n")
+			for i, spoil := range append(spoils, fdbs...) {
+				if i < len(spoils) {
+					netns.Batch(t, nodeName(0), spoil+"\n")
+				} else {
+					netns.Run(t, "bridge", append([]string{"-n", nodeName(0), "fdb"}, strings.Fields(spoil)...)...)
+				}
 				if n := r.syncAll(0, 1, 2); n == 0 {
 					t.Errorf("after %q nothing was changed", spoil)
 				}
@@ -257,6 +274,240 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// TestChange holds that nodes that change are followed from any plan to any other: addresses, ranges, modes; and that nothing is lost of
+// what a pod sends while a route changes its kind.
+func TestChange(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	world(t, linkMTU-100)
+	r := &rig{t, VXLAN, false, Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: linkMTU - 100}}
+	r.syncAll(0, 1, 2)
+	state := func() string {
+		var out []string
+		for _, args := range [][]string{{"ip", "-4", "-n", nodeName(0), "route", "show", "proto", "82"}, {"ip", "-6", "-n", nodeName(0), "route", "show", "proto", "82"},
+			{"ip", "-4", "-n", nodeName(0), "neigh", "show", "nud", "permanent"}, {"ip", "-6", "-n", nodeName(0), "neigh", "show", "nud", "permanent"}, {"bridge", "-n", nodeName(0), "fdb", "show"}} {
+			for line := range strings.Lines(netns.Run(t, args[0], args[1:]...)) {
+				if !strings.Contains(line, "33:33:") && !strings.Contains(line, "01:00:5e:") {
+					out = append(out, line)
+				}
+			}
+		}
+		slices.Sort(out)
+		return strings.Join(out, "")
+	}
+	changed := func(f func(nodes []Node)) []Node {
+		list := []Node{testNode(1), testNode(2)}
+		f(list)
+		return list
+	}
+	six := func(n *Node) { slices.Reverse(n.Addrs) }
+	plans := []struct {
+		mode   Mode
+		near   bool
+		self   Node
+		others []Node
+	}{
+		{VXLAN, false, testNode(0), changed(func([]Node) {})},
+		{VXLAN, false, testNode(0), changed(func(n []Node) { n[0].PodCIDRs, n[1].PodCIDRs = n[1].PodCIDRs, n[0].PodCIDRs })},
+		{VXLAN, false, testNode(0), changed(func(n []Node) { n[0].Addrs = []netip.Addr{netip.MustParseAddr("192.0.2.77")} })},
+		{VXLAN, false, testNode(0), changed(func(n []Node) { n[0].PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.9.0/24")} })},
+		{VXLAN, true, testNode(0), changed(func([]Node) {})},
+		{Direct, false, testNode(0), changed(func(n []Node) { n[0].PodCIDRs, n[1].PodCIDRs = n[1].PodCIDRs, n[0].PodCIDRs })},
+		{VXLAN, false, func() Node { n := testNode(0); six(&n); return n }(), changed(func(n []Node) { six(&n[0]) })},
+		{Direct, false, testNode(0), changed(func([]Node) {})},
+		{Cloud, false, testNode(0), changed(func([]Node) {})},
+	}
+	put := func(i int) {
+		t.Helper()
+		r.mode, r.near = plans[i].mode, plans[i].near
+		if _, err := r.syncNodes(plans[i].self, 0, plans[i].others); err != nil {
+			t.Fatalf("plan %d: %v", i, err)
+		}
+	}
+	var want []string
+	for i := range plans {
+		netns.In(t, nodeName(0), func() {
+			if err := r.kernel.Remove(); err != nil {
+				t.Fatal(err)
+			}
+		})
+		put(i)
+		want = append(want, state())
+	}
+	for i := range plans {
+		for j := range plans {
+			put(i)
+			put(j)
+			if d := cmp.Diff(want[j], state()); d != "" {
+				t.Errorf("plan %d after %d: %s", j, i, d)
+			}
+		}
+	}
+
+	// While the kind changes again and again, each datagram arrives.
+	var server net.PacketConn
+	var client net.Conn
+	var err, err2 error
+	netns.In(t, podName(1), func() { server, err = net.ListenPacket("udp", net.JoinHostPort(pod4(1), "81")) })
+	netns.In(t, podName(0), func() { client, err2 = net.Dial("udp", net.JoinHostPort(pod4(1), "81")) })
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	defer client.Close()
+	put(0)
+	talk(t, 0, 1)
+	stop, ended := make(chan struct{}), make(chan struct{})
+	sent, lost := 0, 0
+	go func() {
+		defer close(ended)
+		for ; lost == 0; sent++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = server.SetReadDeadline(time.Now().Add(2 * time.Second))
+			_, err := client.Write([]byte("?"))
+			if _, _, err2 := server.ReadFrom(make([]byte, 1)); err != nil || err2 != nil {
+				lost++
+			}
+		}
+	}()
+	for range 100 {
+		put(4)
+		put(0)
+	}
+	close(stop)
+	<-ended
+	if lost > 0 || sent == 0 {
+		t.Errorf("%d of %d datagrams are lost", lost, sent)
+	}
+}
+
+// TestUnderlay6 holds that nodes which have addresses of IPv6 only lead both families in the tunnel, at the full size.
+func TestUnderlay6(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	six := func(i int) Node {
+		n := testNode(i)
+		n.Addrs = n.Addrs[1:]
+		return n
+	}
+	mtu := linkMTU - Overhead(six(0).Addrs[0])
+	world(t, mtu)
+	r := &rig{t, VXLAN, false, Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: mtu}}
+	for i := range 2 {
+		netns.Batch(t, nodeName(i), "addr del "+testNode(i).Addrs[0].String()+"/24 dev eth0\n")
+	}
+	for range 2 {
+		for i := range 2 {
+			if _, err := r.syncNodes(six(i), i, []Node{six(1 - i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		talk(t, 0, 1)
+	}
+	large(t, mtu)
+}
+
+// TestForward holds that forwarding is on for the families of pods, and that a link goes on to listen to routers from which it has its
+// addresses, and no other.
+func TestForward(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	netns.Batch(t, "", "link add ra0 type veth peer name far\nlink add pod type veth peer name pod2\nlink add off type veth peer name off2\n"+
+		"link set ra0 up\nlink set far up\nlink set off up\nlink set off2 up\n"+
+		"addr add 2001:db8::1/64 dev ra0 nodad valid_lft 1000 preferred_lft 1000\nroute add default via fe80::7 dev off proto ra\n")
+	read := func(name string) string {
+		b, err := os.ReadFile("/proc/sys/net/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(b))
+	}
+	for _, link := range []string{"ra0", "far", "pod", "off"} {
+		if err := sysctl("ipv6/conf/"+link+"/accept_ra", "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(want string) {
+		t.Helper()
+		got := "v4 " + read("ipv4/ip_forward") + " v6 " + read("ipv6/conf/all/forwarding")
+		for _, link := range []string{"ra0", "off", "far", "pod"} {
+			got += " " + link + " " + read("ipv6/conf/"+link+"/accept_ra")
+		}
+		if got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	forward := func(changes int, pods ...netip.Prefix) {
+		t.Helper()
+		if n, err := Forward(pods); err != nil || n != changes {
+			t.Errorf("%d changes, want %d, %v", n, changes, err)
+		}
+	}
+	if err := errors.Join(sysctl("ipv4/ip_forward", "0"), sysctl("ipv6/conf/all/forwarding", "0")); err != nil {
+		t.Fatal(err)
+	}
+	four, six := netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("fd00:244::/64")
+	forward(0)
+	is("v4 0 v6 0 ra0 1 off 1 far 1 pod 1")
+	forward(1, four)
+	is("v4 1 v6 0 ra0 1 off 1 far 1 pod 1")
+	forward(3, four, six)
+	is("v4 1 v6 1 ra0 2 off 2 far 1 pod 1")
+	if out := netns.Run(t, "ip", "-6", "route"); !strings.Contains(out, "default via fe80::7 dev off proto ra") {
+		t.Errorf("the default route is forgotten: %s", out)
+	}
+	forward(0, four, six)
+	if err := sysctl("ipv4/ip_forward", "0"); err != nil {
+		t.Fatal(err)
+	}
+	forward(1, four, six)
+}
+
+// TestMatters holds that a pod that comes or goes has nobody look at thousands of routes.
+func TestMatters(t *testing.T) {
+	link := func(name string) bool {
+		return linkMatters(netlink.LinkUpdate{Link: &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}}})
+	}
+	route := func(dst string, table int, protocol netlink.RouteProtocol) bool {
+		return routeMatters(netlink.RouteUpdate{Route: netlink.Route{Dst: network(netip.MustParsePrefix(dst)), Table: table, Protocol: protocol}})
+	}
+	addr := func(a string) bool {
+		return addrMatters(netlink.AddrUpdate{LinkAddress: *network(netip.MustParsePrefix(a))})
+	}
+	neigh := func(typ uint16, family, state int) bool {
+		return neighMatters(netlink.NeighUpdate{Type: typ, Neigh: netlink.Neigh{Family: family, State: state}})
+	}
+	for what, ok := range map[string]bool{
+		"a neighbour that answers": !neigh(unix.RTM_NEWNEIGH, unix.AF_INET, netlink.NUD_REACHABLE) && !neigh(unix.RTM_NEWNEIGH, unix.AF_INET6, netlink.NUD_STALE),
+		"a neighbour like ours":    neigh(unix.RTM_NEWNEIGH, unix.AF_INET, netlink.NUD_PERMANENT) && neigh(unix.RTM_DELNEIGH, unix.AF_INET, netlink.NUD_PERMANENT),
+		"a forwarding entry":       neigh(unix.RTM_NEWNEIGH, unix.AF_BRIDGE, netlink.NUD_REACHABLE),
+		"a pod's link":             !link("rw0123abcd"),
+		"the tunnel":               link("rw-vxlan"),
+		"an uplink":                link("eth0"),
+		"a pod's route":            !route("10.244.0.7/32", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT) && !route("fd00::7/128", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
+		"a route of the kernel":    !route("fe80::/64", unix.RT_TABLE_LOCAL, unix.RTPROT_KERNEL),
+		"our route":                route("10.244.1.0/24", unix.RT_TABLE_MAIN, Protocol) && route("10.244.1.0/32", unix.RT_TABLE_MAIN, Protocol),
+		"what replaced it":         route("10.244.1.0/24", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
+		"the default route":        routeMatters(netlink.RouteUpdate{Route: netlink.Route{Table: unix.RT_TABLE_MAIN}}),
+		"a pod's gateway":          !addr("169.254.1.1/32") && !addr("fe80::1/64"),
+		"the node's address":       addr("192.0.2.1/24") && addr("2001:db8::1/64"),
+	} {
+		if !ok {
+			t.Error(what)
+		}
+	}
+}
+
 // TestWatch holds that changes by others are told.
 func TestWatch(t *testing.T) {
 	t.Parallel()
@@ -264,6 +515,7 @@ func TestWatch(t *testing.T) {
 		return
 	}
 	world(t, linkMTU)
+	before := goleak.IgnoreCurrent()
 	ctx, cancel := context.WithCancel(t.Context())
 	told, ended := make(chan struct{}, 1), make(chan struct{})
 	go func() {
@@ -286,7 +538,7 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	wait("the beginning")
-	for _, change := range []string{"route add 10.9.0.0/24 via 192.0.2.2", "route del 10.9.0.0/24", "link set eth0 mtu 1400", "addr add 192.0.2.99/24 dev eth0", "link add v type vxlan id 5 dstport 8472\nlink set v up"} {
+	for _, change := range []string{"route add 10.9.0.0/24 via 192.0.2.2", "route del 10.9.0.0/24", "link set eth0 mtu 1400", "addr add 192.0.2.99/24 dev eth0", "link add v type vxlan id 5 dstport 8472\nlink set v up", "neigh add 192.0.2.50 lladdr 02:00:00:00:00:50 dev v", "neigh del 192.0.2.50 dev v"} {
 		for quiet := false; !quiet; {
 			select {
 			case <-told:
@@ -299,4 +551,5 @@ func TestWatch(t *testing.T) {
 	}
 	cancel()
 	<-ended
+	goleak.VerifyNone(t, before)
 }

@@ -36,6 +36,11 @@ type Node struct {
 	Addrs    []netip.Addr // its own, in the order of its Node object; the first of a family counts
 }
 
+// Equal reports whether two nodes are the same.
+func (n Node) Equal(o Node) bool {
+	return n.Name == o.Name && slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Addrs, o.Addrs)
+}
+
 // addr returns a node's own address of a family.
 func (n Node) addr(is4 bool) (netip.Addr, bool) {
 	i := slices.IndexFunc(n.Addrs, func(a netip.Addr) bool { return a.Is4() == is4 })
@@ -56,6 +61,12 @@ type Route struct {
 type MAC [6]byte
 
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// linkLocal returns the address that a link with that hardware address has by itself (RFC 4291, appendix A). IPv6 takes no gateway that
+// another route leads to, be it the one that is to be replaced; these lead nowhere but to their link.
+func (m MAC) linkLocal() netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
+}
 
 // Tunnel is the tunnel's device and what it knows.
 type Tunnel struct {
@@ -114,7 +125,7 @@ func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Pl
 			p = p.Masked()
 			err := taken.check(p)
 			if err == nil {
-				err = plan.lead(mode, n, p, direct)
+				err = plan.lead(mode, self, n, p, direct)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%w %s, pods %s: %w", ErrNode, n.Name, p, err))
@@ -126,12 +137,16 @@ func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Pl
 	return plan, errors.Join(errs...)
 }
 
-// lead adds what leads to a range of a node's pods.
-func (p *Plan) lead(mode Mode, n Node, pods netip.Prefix, direct func(netip.Addr) bool) error {
+// lead adds what leads to a range of a node's pods. A node that has an address of this one's, such as its object of a former name, would lead
+// packets back here.
+func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(netip.Addr) bool) error {
 	next, ok := n.addr(pods.Addr().Is4())
 	if mode == Direct || ok && direct != nil && direct(next) {
 		if !ok {
 			return errors.New("it has no address of that family")
+		}
+		if slices.Contains(self.Addrs, next) {
+			return fmt.Errorf("its address %s is this node's", next)
 		}
 		p.Routes[pods] = Route{Dst: pods, Via: next}
 		return nil
@@ -140,11 +155,17 @@ func (p *Plan) lead(mode Mode, n Node, pods netip.Prefix, direct func(netip.Addr
 	if !ok {
 		return errors.New("it has no address of the family that the tunnel is of")
 	}
+	if slices.Contains(self.Addrs, end) {
+		return fmt.Errorf("its address %s is this node's", end)
+	}
 	mac := macOf(n.Name)
 	if other, ok := p.Tunnel.Forward[mac]; mac == p.Tunnel.MAC || ok && other != end {
 		return fmt.Errorf("its hardware address %s is another's", mac)
 	}
 	via := pods.Addr()
+	if !via.Is4() {
+		via = mac.linkLocal()
+	}
 	p.Routes[pods] = Route{Dst: pods, Via: via, Tunnel: true}
 	p.Tunnel.Neighbors[via], p.Tunnel.Forward[mac] = mac, end
 	return nil

@@ -54,10 +54,10 @@ func TestMake(t *testing.T) {
 		"direct": {mode: Direct, others: []Node{c, b, self}, want: []string{"10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 198.51.100.3", "fd00:244:0:1::/64 via 2001:db8::2"}},
 		"a tunnel": {mode: VXLAN, others: []Node{b, c}, want: []string{
 			"10.244.1.0/24 via 10.244.1.0 in the tunnel to 192.0.2.2", "10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3",
-			"fd00:244:0:1::/64 via fd00:244:0:1:: in the tunnel to 192.0.2.2"}},
+			"fd00:244:0:1::/64 via fe80::ac63:dfff:fe4c:8601 in the tunnel to 192.0.2.2"}},
 		"a tunnel where there is no link": {mode: VXLAN, direct: near, others: []Node{b, c}, want: []string{
 			"10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3",
-			"fd00:244:0:1::/64 via fd00:244:0:1:: in the tunnel to 192.0.2.2"}},
+			"fd00:244:0:1::/64 via fe80::ac63:dfff:fe4c:8601 in the tunnel to 192.0.2.2"}},
 		"cloud": {mode: Cloud, others: []Node{b, c}},
 		"all there is": {mode: Direct, others: []Node{b, node("evil", "0.0.0.0/0", "::/0", "192.0.2.66", "2001:db8::66")},
 			want:  []string{"10.244.1.0/24 via 192.0.2.2", "fd00:244:0:1::/64 via 2001:db8::2"},
@@ -67,6 +67,10 @@ func TestMake(t *testing.T) {
 			wrong: []string{"node y, pods 10.244.0.0/16: it overlaps with 10.244.0.0/24", "node z, pods 10.244.1.128/25: it overlaps with 10.244.1.0/24"}},
 		"nodes' addresses": {mode: Direct, others: []Node{node("evil", "192.0.2.0/24", "192.0.2.66"), node("d", "10.9.0.0/24", "192.0.2.4")},
 			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node evil, pods 192.0.2.0/24: a node's address, 192.0.2.1, is in it"}},
+		"this node's former name": {mode: Direct, others: []Node{node("old", "10.8.0.0/24", "192.0.2.1"), node("d", "10.9.0.0/24", "192.0.2.4")},
+			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node old, pods 10.8.0.0/24: its address 192.0.2.1 is this node's"}},
+		"this node's former name, a tunnel": {mode: VXLAN, others: []Node{node("old", "fd00:8::/64", "192.0.2.1")},
+			wrong: []string{"node old, pods fd00:8::/64: its address 192.0.2.1 is this node's"}},
 		"no address": {mode: VXLAN, others: []Node{node("d", "10.9.0.0/24", "2001:db8::4")},
 			wrong: []string{"node d, pods 10.9.0.0/24: it has no address of the family that the tunnel is of"}},
 		"no address, direct": {mode: Direct, others: []Node{node("d", "10.9.0.0/24", "fd00:9::/64", "2001:db8::4")}, want: []string{"fd00:9::/64 via 2001:db8::4"},

@@ -13,6 +13,21 @@ import (
 // ConfName is the file by which the runtime finds the plugin.
 const ConfName = "10-ropewalk.conflist"
 
+// unfinished is what the file is called while it is written: no name that runtimes look for.
+const unfinished = "." + ConfName + ".*"
+
+// sweep removes what processes have left that ended while they wrote.
+func (r *Routes) sweep() error {
+	if r.config.ConfDir == "" {
+		return nil
+	}
+	left, err := filepath.Glob(filepath.Join(r.config.ConfDir, unfinished))
+	for _, f := range left {
+		err = errors.Join(err, os.Remove(f))
+	}
+	return err
+}
+
 // conflist returns the file's content.
 func (r *Routes) conflist(v view, mtu int) ([]byte, error) {
 	type plugin struct {
@@ -54,7 +69,7 @@ func (r *Routes) announce(v view, mtu int) error {
 	if err := os.MkdirAll(r.config.ConfDir, 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(r.config.ConfDir, "."+ConfName+".*")
+	f, err := os.CreateTemp(r.config.ConfDir, unfinished)
 	if err != nil {
 		return err
 	}

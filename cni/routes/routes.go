@@ -36,6 +36,8 @@ type Config struct {
 	// Masquerade gives packets of pods that leave the cluster the node's address, but for those to Inside, besides what the cluster says is inside.
 	Masquerade bool
 	Inside     []netip.Prefix
+	// InsideFile has more of these (masquerade.ReadInside), read again at each look, a minute after the last one at most; none if empty.
+	InsideFile string
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
 	// Log is slog.Default() if nil.
@@ -56,46 +58,64 @@ type Routes struct {
 	kick    chan struct{}
 
 	mu      sync.Mutex
-	nodes   objects[*cluster.Node]
-	cidrs   objects[*cluster.ServiceCIDR]
+	nodes   objects[overlay.Node]
+	cidrs   objects[[]netip.Prefix]
+	version uint64 // of nodes and cidrs
 	ready   error  // nil once all is as it should be
 	told    string // what the log was told last of nodes that are wrong
 	desired counts
 
-	masqueraded masquerade.Config // what Run has put there, if it is there
+	// What Run alone knows: what it planned last; what the masquerading is, if it is there as it is to be.
+	planned     planned
+	masqueraded masquerade.Config
 	there       bool
+}
+
+// planned is a plan for a version of the view.
+type planned struct {
+	version uint64
+	plan    overlay.Plan
+	wrong   error
 }
 
 type counts struct{ nodes, routes int }
 
-// objects are those of a kind.
+// objects are what matters of those of a kind.
 type objects[T any] struct {
+	equal  func(a, b T) bool
 	all    map[cluster.Key]T
 	listed map[cluster.Key]T // while a listing is on its way; nil else
 	synced bool
 }
 
-func (o *objects[T]) apply(c cluster.Change) {
-	if o.all == nil {
-		o.all = map[cluster.Key]T{}
-	}
+// apply reports whether that has changed anything. object is what matters of the change's object, if it has one.
+func (o *objects[T]) apply(c cluster.Change, object T) bool {
 	switch c.Op {
 	case cluster.Replace:
 		o.listed = map[cluster.Key]T{}
 	case cluster.Synced:
-		if o.listed != nil {
+		before, first := o.all, !o.synced
+		if o.synced = true; o.listed != nil {
 			o.all, o.listed = o.listed, nil
 		}
-		o.synced = true
+		return first || !maps.EqualFunc(before, o.all, o.equal)
 	case cluster.Upsert:
-		o.all[c.Key] = c.Object.(T)
 		if o.listed != nil {
-			o.listed[c.Key] = c.Object.(T)
+			o.listed[c.Key] = object
 		}
+		have, ok := o.all[c.Key]
+		if ok && o.equal(have, object) {
+			return false
+		}
+		o.all[c.Key] = object
+		return true
 	case cluster.Delete:
+		_, ok := o.all[c.Key]
 		delete(o.all, c.Key)
 		delete(o.listed, c.Key)
+		return ok
 	}
+	return false
 }
 
 // New checks a Config and returns Routes that do nothing before Run.
@@ -107,22 +127,41 @@ func New(c Config) (*Routes, error) {
 		c.Log = slog.Default()
 	}
 	r := &Routes{config: c, kick: make(chan struct{}, 1), ready: errors.New("not all nodes have been heard of yet")}
+	r.nodes = objects[overlay.Node]{equal: overlay.Node.Equal, all: map[cluster.Key]overlay.Node{}}
+	r.cidrs = objects[[]netip.Prefix]{equal: slices.Equal[[]netip.Prefix], all: map[cluster.Key][]netip.Prefix{}}
 	var err error
 	r.metrics, err = newMetrics(c.Registerer, r)
 	return r, err
 }
 
-// Apply implements cluster.Sink.
+// Apply implements cluster.Sink. What tells nothing new, such as a node's heartbeat, has nobody look at anything.
 func (r *Routes) Apply(c cluster.Change) {
+	if r.apply(c) {
+		r.wake()
+	}
+}
+
+func (r *Routes) apply(c cluster.Change) (changed bool) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	switch c.Kind {
 	case cluster.KindNode:
-		r.nodes.apply(c)
+		var n overlay.Node
+		if c.Op == cluster.Upsert {
+			n = nodeOf(c.Object.(*cluster.Node))
+		}
+		changed = r.nodes.apply(c, n)
 	case cluster.KindServiceCIDR:
-		r.cidrs.apply(c)
+		var cidrs []netip.Prefix
+		if c.Op == cluster.Upsert {
+			cidrs = c.Object.(*cluster.ServiceCIDR).CIDRs
+		}
+		changed = r.cidrs.apply(c, cidrs)
 	}
-	r.mu.Unlock()
-	r.wake()
+	if changed {
+		r.version++
+	}
+	return changed
 }
 
 func (r *Routes) wake() {
@@ -140,8 +179,11 @@ func (r *Routes) Ready() error {
 }
 
 const (
-	// pause is the shortest time from one look at the kernel to the next: the kernel tells of each route that changes, our own too.
-	pause = 100 * time.Millisecond
+	// pause is the shortest time from one look at the kernel to the next: the kernel tells of each route that changes, our own too. Where
+	// looks take long it is share times what the last one took, pauseMost at most: some other program may change routes all the time.
+	pause     = 100 * time.Millisecond
+	share     = 10
+	pauseMost = time.Second
 	// look is the longest.
 	look = time.Minute
 	// retry is the pause after a failure.
@@ -153,11 +195,15 @@ func (r *Routes) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { overlay.Watch(ctx, r.wake) })
+	if err := r.sweep(); err != nil {
+		r.config.Log.Warn("what an earlier process may have left stays", "error", err)
+	}
 	for {
-		wait := look
+		wait, begun := look, time.Now()
 		if err := r.sync(); err != nil {
 			wait = retry
 		}
+		rest := time.After(min(max(pause, share*time.Since(begun)), pauseMost))
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -168,16 +214,17 @@ func (r *Routes) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(pause):
+		case <-rest:
 		}
 	}
 }
 
 // view is what the cluster says.
 type view struct {
-	self   overlay.Node
-	others []overlay.Node
-	cidrs  []netip.Prefix // of services
+	version uint64
+	self    overlay.Node
+	others  []overlay.Node
+	cidrs   []netip.Prefix // of services
 }
 
 func (r *Routes) view() (v view, err error) {
@@ -186,8 +233,9 @@ func (r *Routes) view() (v view, err error) {
 	if !r.nodes.synced || !r.cidrs.synced {
 		return v, errors.New("not all nodes have been heard of yet")
 	}
+	v.version = r.version
 	for _, k := range slices.SortedFunc(maps.Keys(r.nodes.all), cluster.Key.Compare) {
-		n := nodeOf(r.nodes.all[k])
+		n := r.nodes.all[k]
 		if n.Name == r.config.NodeName {
 			v.self = n
 		} else {
@@ -195,7 +243,7 @@ func (r *Routes) view() (v view, err error) {
 		}
 	}
 	for _, c := range r.cidrs.all {
-		v.cidrs = append(v.cidrs, c.CIDRs...)
+		v.cidrs = append(v.cidrs, c...)
 	}
 	slices.SortFunc(v.cidrs, netip.Prefix.Compare)
 	switch {
@@ -243,24 +291,31 @@ func (r *Routes) put(v view) error {
 	if err != nil {
 		return err
 	}
-	var near func(netip.Addr) bool
-	if r.config.NearDirect {
-		near = overlay.OnLink
-	}
-	plan, wrong := overlay.Make(r.config.Mode, v.self, v.others, near)
+	plan, wrong := r.plan(v)
 	r.tell(wrong, counts{len(v.others), len(plan.Routes)})
 	if plan.Routes == nil || r.config.Mode == overlay.VXLAN && plan.Tunnel == nil {
 		return wrong
 	}
-	n, err := kernel.Sync(plan)
-	r.metrics.changes.Add(float64(n))
+	forwarding, err := overlay.Forward(v.self.PodCIDRs)
+	n, err2 := kernel.Sync(plan)
+	r.metrics.changes.Add(float64(forwarding + n))
+	err = errors.Join(err, err2)
 	if err != nil {
 		r.metrics.failures.Inc()
 	}
-	if r.config.Masquerade {
-		err = errors.Join(err, r.masquerade(v))
+	return errors.Join(err, r.masquerade(v), r.announce(v, kernel.MTU))
+}
+
+// plan makes what was planned last do while the view is the same. Not where it depends on this node's links.
+func (r *Routes) plan(v view) (overlay.Plan, error) {
+	if r.config.NearDirect {
+		return overlay.Make(r.config.Mode, v.self, v.others, overlay.OnLink)
 	}
-	return errors.Join(err, r.announce(v, kernel.MTU))
+	if r.planned.version != v.version {
+		plan, wrong := overlay.Make(r.config.Mode, v.self, v.others, nil)
+		r.planned = planned{v.version, plan, wrong}
+	}
+	return r.planned.plan, r.planned.wrong
 }
 
 // tell logs what is wrong with nodes, once.
@@ -304,8 +359,15 @@ func linkMTU() (int, error) {
 		if err != nil {
 			return 0, fmt.Errorf("default route: %w", err)
 		}
+		var links []int
 		for _, route := range routes {
-			link, err := netlink.LinkByIndex(route.LinkIndex)
+			links = append(links, route.LinkIndex)
+			for _, hop := range route.MultiPath { // then the route itself has none
+				links = append(links, hop.LinkIndex)
+			}
+		}
+		for _, index := range links {
+			link, err := netlink.LinkByIndex(index)
 			if err != nil || link.Attrs().Flags&net.FlagLoopback != 0 {
 				continue
 			}
@@ -320,9 +382,27 @@ func linkMTU() (int, error) {
 	return mtu, nil
 }
 
-// masquerade writes the rules if they are not there as they should be.
+// masquerade writes the rules if they are not there as they should be. Where there are to be none, those of an earlier process go, once.
 func (r *Routes) masquerade(v view) error {
-	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: slices.Concat(r.config.Inside, v.cidrs)}
+	if !r.config.Masquerade {
+		if r.there {
+			return nil
+		}
+		if err := masquerade.Remove(); err != nil { // a kernel without nftables has none that could be left
+			r.config.Log.Warn("masquerading of an earlier process may be left", "error", err)
+		}
+		r.there = true
+		return nil
+	}
+	var more []netip.Prefix
+	if r.config.InsideFile != "" {
+		var err error
+		if more, err = masquerade.ReadInside(r.config.InsideFile); err != nil {
+			r.metrics.failures.Inc()
+			return err // what was there last stays
+		}
+	}
+	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: slices.Concat(r.config.Inside, more, v.cidrs)}
 	for _, n := range append([]overlay.Node{v.self}, v.others...) {
 		c.Inside = append(c.Inside, n.PodCIDRs...)
 		for _, a := range n.Addrs {

@@ -3,8 +3,10 @@ package routes
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -14,8 +16,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cni/masquerade"
+	"github.com/ropewalk-net/ropewalk/cni"
 	"github.com/ropewalk-net/ropewalk/cni/overlay"
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
@@ -50,8 +55,10 @@ func start(t *testing.T, c Config, nodes ...*cluster.Node) *rig {
 	clusternet.Make(t, 1)
 	// The network has these of its own.
 	netns.Batch(t, "", "route del "+clusternet.FarCIDR4+"\nroute del "+clusternet.FarCIDR6+"\nroute add default via "+clusternet.Outside4+"\n")
-	dir := t.TempDir()
-	c.NodeName, c.ConfDir, c.DataDir, c.Log = "n1", filepath.Join(dir, "net.d"), "/run/ropewalk", slog.New(slog.NewTextHandler(t.Output(), nil))
+	if c.ConfDir == "" {
+		c.ConfDir = filepath.Join(t.TempDir(), "net.d")
+	}
+	c.NodeName, c.DataDir, c.Log = "n1", "/run/ropewalk", slog.New(slog.NewTextHandler(t.Output(), nil))
 	routes, err := New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -66,6 +73,7 @@ func start(t *testing.T, c Config, nodes ...*cluster.Node) *rig {
 		}
 		routes.Apply(cluster.Change{Op: cluster.Synced, Kind: k})
 	}
+	before := goleak.IgnoreCurrent()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- routes.Run(ctx) }()
@@ -74,6 +82,7 @@ func start(t *testing.T, c Config, nodes ...*cluster.Node) *rig {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+		goleak.VerifyNone(t, before)
 	})
 	return r
 }
@@ -111,7 +120,8 @@ func TestRun(t *testing.T) {
 		return
 	}
 	without := node("n1", nil, []string{clusternet.Node4, clusternet.Node6})
-	r := start(t, Config{Mode: overlay.Direct, Masquerade: true}, without, second)
+	inside := filepath.Join(t.TempDir(), "config")
+	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: inside}, without, second)
 	for _, a := range []string{clusternet.Far4, clusternet.Far6} {
 		clusternet.Serve(t, clusternet.Far, net.JoinHostPort(a, "80"))
 	}
@@ -162,6 +172,18 @@ func TestRun(t *testing.T) {
 	if d := cmp.Diff([]string{clusternet.PodCIDR4, clusternet.PodCIDR6}, p.Ranges); d != "" || p.Type != "ropewalk-cni" || p.MTU != 1500 || p.Mode != "routed" {
 		t.Errorf("%+v %s", p, d)
 	}
+	given := map[string]any{} // as the runtime gives it to the plugin
+	var list struct{ Plugins []map[string]any }
+	if err := json.Unmarshal(b, &list); err != nil {
+		t.Fatal(err)
+	}
+	maps.Copy(given, list.Plugins[0])
+	given["cniVersion"], given["name"] = conf.CNIVersion, "ropewalk"
+	if stdin, err := json.Marshal(given); err != nil {
+		t.Error(err)
+	} else if c, err := cni.ParseConfig(stdin); err != nil || c.MTU != p.MTU || len(c.Ranges) != 2 {
+		t.Errorf("the plugin makes %+v of it, %v", c, err)
+	}
 	netns.Batch(t, "", "route del "+clusternet.FarCIDR4+"\nroute del "+clusternet.FarCIDR6+"\n")
 	r.reaches()
 	// The outside becomes a node, and is a stranger again.
@@ -172,7 +194,32 @@ func TestRun(t *testing.T) {
 	outside(clusternet.Node4)
 	netns.Run(t, "nft", "flush", "ruleset")
 	r.put(node("n4", []string{"10.250.0.0/24"}, []string{clusternet.Outside4})) // any change has a look taken at the rules
+	r.soon(func() string {
+		if out := netns.Run(t, "ip", "route"); !strings.Contains(out, "10.250.0.0/24 via "+clusternet.Outside4) {
+			return "a node that has come: " + out
+		}
+		return ""
+	})
 	r.routes.Apply(cluster.Deleted(cluster.KindNode, cluster.Key{Name: "n4"}, time.Time{}))
+	outside(clusternet.Node4)
+	// The operator names what is inside; a file that is wrong changes nothing, and is told.
+	name := func(content string) {
+		if err := os.WriteFile(inside, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		r.routes.wake() // else a minute
+	}
+	name("nonMasqueradeCIDRs: [" + clusternet.Outside4 + "/32]")
+	outside(clusternet.Pod4(0))
+	name("nonMasqueradeCIDRs: [x]")
+	r.soon(func() string {
+		if err := r.routes.Ready(); err == nil || !strings.Contains(err.Error(), inside) {
+			return fmt.Sprint(err)
+		}
+		return ""
+	})
+	outside(clusternet.Pod4(0))
+	name("")
 	outside(clusternet.Node4)
 	// A node that is wrong harms nobody else.
 	r.put(node("evil", []string{"0.0.0.0/0", clusternet.FarCIDR4}, []string{"192.0.2.66"}))
@@ -187,6 +234,111 @@ func TestRun(t *testing.T) {
 	files, err := os.ReadDir(filepath.Dir(r.conf))
 	if err != nil || len(files) != 0 {
 		t.Errorf("left: %v %v", files, err)
+	}
+}
+
+// TestApply holds which changes have the kernel looked at: a heartbeat is none, and costs nothing in a cluster of any size.
+func TestApply(t *testing.T) {
+	r, err := New(Config{NodeName: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := func(what string, want bool, c cluster.Change) {
+		t.Helper()
+		r.Apply(c)
+		kicked := false
+		select {
+		case <-r.kick:
+			kicked = true
+		default:
+		}
+		if kicked != want {
+			t.Errorf("%s: %t", what, kicked)
+		}
+	}
+	up := func(o cluster.Object) cluster.Change { return cluster.Upserted(o, time.Time{}) }
+	list := func(op cluster.Op) cluster.Change { return cluster.Change{Op: op, Kind: cluster.KindNode} }
+	again := func() *cluster.Node {
+		n := node("n2", []string{clusternet.FarCIDR4, clusternet.FarCIDR6}, []string{clusternet.Second4, clusternet.Second6})
+		n.Net.Zone = "elsewhere"
+		return n
+	}
+	step("a listing begins", false, list(cluster.Replace))
+	step("a node", true, up(self))
+	step("another", true, up(second))
+	step("the listing ends", true, list(cluster.Synced))
+	beat := up(again())
+	step("a heartbeat", false, beat)
+	if n := testing.AllocsPerRun(100, func() { r.Apply(beat) }); n > 1 {
+		t.Errorf("%v allocations for a heartbeat", n)
+	}
+	step("a listing begins again", false, list(cluster.Replace))
+	step("a node that is known", false, up(self))
+	step("another that is known", false, up(again()))
+	step("the listing ends with what is known", false, list(cluster.Synced))
+	step("another listing begins", false, list(cluster.Replace))
+	step("it has one node only", false, up(self))
+	step("it ends", true, list(cluster.Synced))
+	step("the node's address changes", true, up(node("n1", []string{clusternet.PodCIDR4, clusternet.PodCIDR6}, []string{clusternet.Node4})))
+	step("a stranger goes", false, cluster.Deleted(cluster.KindNode, cluster.Key{Name: "n2"}, time.Time{}))
+	step("a range of services", true, up(&cluster.ServiceCIDR{Name: "a", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}}))
+	step("the same", false, up(&cluster.ServiceCIDR{Name: "a", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}}))
+}
+
+// TestTakeover holds that a node is put right on which another configuration has run, and a process was killed as it wrote.
+func TestTakeover(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	conf := t.TempDir()
+	for _, name := range []string{"." + ConfName + ".123", "10-other.conflist"} {
+		if err := os.WriteFile(filepath.Join(conf, name), []byte("{"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := masquerade.Apply(masquerade.Config{Pods: self.PodCIDRs}); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, Config{ConfDir: conf, Mode: overlay.Direct}, self, second)
+	clusternet.Serve(t, clusternet.Far, net.JoinHostPort(clusternet.Far4, "80"))
+	clusternet.Serve(t, clusternet.Far, net.JoinHostPort(clusternet.Far6, "80"))
+	r.soon(func() string {
+		if err := r.routes.Ready(); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	if masquerade.There() {
+		t.Error("the masquerading of before is there")
+	}
+	files, err := filepath.Glob(filepath.Join(conf, ".*"))
+	all, err2 := os.ReadDir(conf)
+	if err != nil || err2 != nil || len(files) != 0 || len(all) != 2 {
+		t.Error(files, all, err, err2)
+	}
+	// Somebody resets the sysctls.
+	err = errors.Join(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0o644), os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("0"), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.put(node("n3", nil, []string{clusternet.Outside4}))
+	r.reaches()
+}
+
+// TestLinkMTU holds that a default route of several hops counts, too, and that the smallest link does.
+func TestLinkMTU(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	if n, err := linkMTU(); err == nil {
+		t.Errorf("%d without a default route", n)
+	}
+	netns.Batch(t, "", "link add l1 type veth peer name l2\nlink add l3 mtu 1400 type veth peer name l4\nlink set l1 up\nlink set l2 up\nlink set l3 up\nlink set l4 up\n"+
+		"addr add 192.0.2.1/24 dev l1\naddr add 198.51.100.1/24 dev l3\nroute add default nexthop via 192.0.2.9 nexthop via 198.51.100.9\n")
+	if n, err := linkMTU(); err != nil || n != 1400 {
+		t.Errorf("%d, %v", n, err)
 	}
 }
 
