@@ -79,7 +79,10 @@ func addFiles(cmd *cobra.Command, kubeletDir, clusterDomain, nodeHosts *string, 
 	_ = cmd.MarkFlagDirname("kubelet-dir") // fails for flags that are not there
 }
 
-const nodeNameHint = "which node's pods? Give its name as in `kubectl get nodes`, or set NODE_NAME"
+const (
+	nodeNameHint = "which node's pods? Give its name as in `kubectl get nodes`, or set NODE_NAME"
+	thisNodeHint = "which node is this? Give its name as in `kubectl get nodes`, or set NODE_NAME"
+)
 
 func newRun() *cobra.Command {
 	var source sourceFlags

@@ -33,7 +33,7 @@ The rules stay when it ends, and it finds them when it starts again: what is rig
 nothing is lost. "ropewalk cleanup proxy" takes them away. Do not run it beside kube-proxy on the same node: run
 "ropewalk cleanup proxy --kube-proxy" once kube-proxy has ended.
 
-It needs to be root in the node's network namespace (CAP_NET_ADMIN), a kernel of Linux 5.15 or later with nf_tables,
+It needs to be root in the node's network namespace (CAP_NET_ADMIN), nf_tables in the kernel (it is tested on Linux 6.18),
 and the rights to list and watch services, endpointslices, servicecidrs and its node. nft(8) need not be installed.
 
 /healthz and /livez at --healthz are for load balancers and the kubelet and answer as kube-proxy's do; a service's
@@ -44,7 +44,7 @@ While the API server is away the kernel goes on with what was last known; ropewa
   ropewalk proxy --node-name worker-1 --manifests /etc/ropewalk/cluster --metrics "" --healthz ""`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := required(cmd, "node-name", f.NodeName, "which node is this? Give its name as in `kubectl get nodes`, or set NODE_NAME"); err != nil {
+			if err := required(cmd, "node-name", f.NodeName, thisNodeHint); err != nil {
 				return err
 			}
 			config, err := f.config()

@@ -38,7 +38,7 @@ servicecidrs.`,
   ropewalk routes --node-name worker-1 --manifests /etc/ropewalk/cluster --conf-dir "" --metrics ""`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := required(cmd, "node-name", f.NodeName, "which node is this? Give its name as in `kubectl get nodes`, or set NODE_NAME"); err != nil {
+			if err := required(cmd, "node-name", f.NodeName, thisNodeHint); err != nil {
 				return err
 			}
 			config, err := f.config()

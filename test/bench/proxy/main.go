@@ -23,7 +23,7 @@ var (
 	stock  = flag.String("kube-proxy", "bin/stock/kube-proxy", "kube-proxy as it is")
 	only   = flag.String("only", ".", "measure the proxies whose names match")
 	size   = flag.Int("services", 0, "measure at this number of services only")
-	large  = flag.Bool("kube-proxy-50k", false, "measure both at 50,000 services of 5 endpoints, into a part of the document of its own; an hour")
+	large  = flag.Bool("kube-proxy-50k", false, "measure both at 50,000 services of 5 endpoints, into a part of the document of its own; it takes long")
 	runs   = flag.Int("runs", 3, "starts of each proxy; medians are reported")
 	within = flag.Duration("within", time.Minute, "how long changes are made one by one")
 	churn  = flag.Duration("churn", 20*time.Second, "how long 100 changes a second go on")
@@ -121,7 +121,7 @@ func scenarios(candidates []candidate) []scenario {
 		fifty.runs = 1
 		return []scenario{fifty}
 	}
-	// kube-proxy would need an hour.
+	// kube-proxy would need far longer than all else.
 	fifty.candidates = slices.DeleteFunc(slices.Clone(candidates), func(c candidate) bool { return c.name != "Ropewalk" })
 	return []scenario{few, thousand, ten, fifty}
 }
