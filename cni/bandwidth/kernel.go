@@ -133,7 +133,7 @@ func plan(h *netlink.Handle, s link.Spec, host int, l Limits) ([]step, error) {
 	return steps, nil
 }
 
-// newIfb has a queue of the length that the kernel gives, since one of none is stopped and started for each packet (ifb_xmit).
+// newIfb leaves the length of the interface's own queue to the kernel: with none it would be stopped and started for each packet (ifb_xmit).
 func newIfb(s link.Spec) *netlink.Ifb {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr, attrs.MTU = Device(s), s.HostMAC, s.MTU

@@ -87,10 +87,10 @@ const (
 	headers = 22
 	// maxPacket is the largest that a packet gets before it is segmented (GSO_MAX_SIZE of include/linux/netdevice.h).
 	maxPacket = 8 * math.MaxUint16
-	// A burst that nobody has chosen is what is sent in 10 ms, which is longer than the kernel is ever late, but room for a packet
-	// before it is segmented in IPv4, which is less work than many small ones.
+	// A burst that nobody has chosen is what is sent in 10 ms, so that a kernel that is a few late makes up for it, but not less than
+	// with what TCP begins (RFC 6928).
 	burstsPerSecond = 100
-	leastBurst      = 64 << 10
+	leastPackets    = 10
 	// Packets that are to wait for longer than 25 ms are dropped, as the bandwidth plugin of containernetworking/plugins does.
 	queuesPerSecond = 40
 )
@@ -102,13 +102,12 @@ func shape(rate, burst uint64, mtu int) (netlink.Tbf, error) {
 		return netlink.Tbf{}, err
 	}
 	rate /= 8
-	size := burst / 8
-	if burst == 0 {
-		size = max(rate/burstsPerSecond, leastBurst)
-	}
-	// The kernel drops what is larger than the burst.
 	least := uint64(mtu + headers)
-	size = min(max(size, least), maxBurst)
+	size := max(burst/8, least) // the kernel drops what is larger than the burst
+	if burst == 0 {
+		size = max(rate/burstsPerSecond, leastPackets*least)
+	}
+	size = min(size, maxBurst)
 	if ticks(least, rate) > math.MaxUint32 {
 		return netlink.Tbf{}, fmt.Errorf("%w: %d bits per second are too few for packets of %d bytes", ErrInvalid, rate*8, mtu)
 	}
