@@ -26,12 +26,6 @@ func Device(s link.Spec) string { return prefix + s.Host[len(link.Prefix):] }
 // root is the handle of the filters.
 var root = netlink.MakeHandle(1, 0)
 
-// step is a part of the work that is undone if a later one fails.
-type step struct {
-	what     string
-	do, undo func() error
-}
-
 // Add puts limits on a link that is there, all or none of them: on an error, what was made is taken away.
 func Add(s link.Spec, l Limits) error {
 	if l.IngressRate == 0 && l.EgressRate == 0 {
@@ -46,91 +40,97 @@ func Add(s link.Spec, l Limits) error {
 	if err != nil {
 		return fmt.Errorf("host end %s: %w", s.Host, err)
 	}
-	steps, err := plan(h, s, host.Attrs().Index, l)
-	if err != nil {
-		return err
-	}
-	for i, st := range steps {
-		if err := st.do(); err != nil {
-			errs := []error{fmt.Errorf("%s: %w", st.what, err)}
-			if !errors.Is(err, unix.EEXIST) { // it may be there all the same, if only the kernel's answer was lost
-				i++
-			}
-			for ; i > 0; i-- {
-				errs = append(errs, steps[i-1].undo())
-			}
-			return errors.Join(errs...)
+	var steps []step
+	if l.IngressRate != 0 {
+		tbf, err := shape(l.IngressRate, l.IngressBurst, s.MTU)
+		if err != nil {
+			return fmt.Errorf("what the pod receives: %w", err)
 		}
+		steps = append(steps, ingress(h, host.Attrs().Index, tbf)...)
+	}
+	if l.EgressRate != 0 {
+		tbf, err := shape(l.EgressRate, l.EgressBurst, s.MTU)
+		if err != nil {
+			return fmt.Errorf("what the pod sends: %w", err)
+		}
+		steps = append(steps, egress(h, s, host.Attrs().Index, tbf)...)
+	}
+	return run(steps)
+}
+
+// step is a part of the work. If it or a later one fails it is undone; nil is for what goes with a part that is.
+type step struct {
+	what     string
+	do, undo func() error
+}
+
+func run(steps []step) error {
+	for i, st := range steps {
+		err := st.do()
+		if err == nil {
+			continue
+		}
+		errs := []error{fmt.Errorf("%s: %w", st.what, err)}
+		if errors.Is(err, unix.EEXIST) {
+			i-- // it is somebody else's; after another error it may be there, if only the kernel's answer was lost
+		}
+		for ; i >= 0; i-- {
+			if undo := steps[i].undo; undo != nil {
+				errs = append(errs, undo())
+			}
+		}
+		return errors.Join(errs...)
 	}
 	return nil
 }
 
-// plan returns the steps in an order in which no packet is lost: they are led to the ifb when that can take them.
-func plan(h *netlink.Handle, s link.Spec, host int, l Limits) ([]step, error) {
-	var steps []step
-	ifb := newIfb(s)
-	if l.EgressRate != 0 {
-		tbf, err := shape(l.EgressRate, l.EgressBurst, s.MTU)
-		if err != nil {
-			return nil, err
-		}
-		steps = append(steps, step{
-			what: "ifb " + ifb.Name,
-			do:   func() error { return missing(h.LinkAdd(ifb), "ifb") },
-			undo: func() error { return Delete(s) },
-		}, step{
-			what: "limit of what the pod sends",
-			do: func() error {
-				if err := noIPv6(ifb.Name); err != nil {
-					return err
-				}
-				// A filter is had for less on an interface that is down.
-				if err := missing(h.QdiscAdd(at(tbf, ifb.Index)), "sch_tbf"); err != nil {
-					return err
-				}
-				return h.LinkSetUp(ifb)
-			},
-			undo: func() error { return nil }, // it goes with the ifb
-		})
-	}
-	if l.IngressRate != 0 {
-		tbf, err := shape(l.IngressRate, l.IngressBurst, s.MTU)
-		if err != nil {
-			return nil, err
-		}
-		q := at(tbf, host)
-		steps = append(steps, step{
-			what: "limit of what the pod receives",
-			do:   func() error { return missing(h.QdiscAdd(q), "sch_tbf") },
-			undo: func() error { return gone(h.QdiscDel(q)) },
-		})
-	}
-	if l.EgressRate != 0 {
-		q := clsact(host)
-		shared := false
-		steps = append(steps, step{
-			what: "clsact on " + s.Host,
-			do: func() error {
-				err := missing(h.QdiscAdd(q), "sch_ingress")
-				// Who watches pods by eBPF may have been faster.
-				if shared = errors.Is(err, unix.EEXIST); shared {
-					return nil
-				}
+func ingress(h *netlink.Handle, host int, tbf netlink.Tbf) []step {
+	q := at(tbf, host)
+	return []step{{
+		what: "limit of what the pod receives",
+		do:   func() error { return missing(h.QdiscAdd(q), "sch_tbf") },
+		undo: func() error { return gone(h.QdiscDel(q)) },
+	}}
+}
+
+// egress has packets led to the ifb when that can take them, so that none is lost.
+func egress(h *netlink.Handle, s link.Spec, host int, tbf netlink.Tbf) []step {
+	ifb, q, shared := newIfb(s), clsact(host), false
+	return []step{{
+		what: "ifb " + ifb.Name,
+		do:   func() error { return missing(h.LinkAdd(ifb), "ifb") },
+		undo: func() error { return Delete(s) },
+	}, {
+		what: "limit of what the pod sends",
+		do: func() error {
+			if err := noIPv6(ifb.Name); err != nil {
 				return err
-			},
-			undo: func() error {
-				if shared {
-					return nil
-				}
-				return gone(h.QdiscDel(q))
-			},
-		}, step{
-			what: "redirection from " + s.Host + " to " + ifb.Name,
-			do:   func() error { return missing(h.FilterAdd(redirect(host, ifb.Index)), "cls_u32 or act_mirred") },
-			undo: func() error { return nil }, // it is the last, and goes with clsact
-		})
-	}
-	return steps, nil
+			}
+			// An interface that is up would have to be stopped for it.
+			if err := missing(h.QdiscAdd(at(tbf, ifb.Index)), "sch_tbf"); err != nil {
+				return err
+			}
+			return h.LinkSetUp(ifb)
+		},
+	}, {
+		what: "clsact of " + s.Host,
+		do: func() error {
+			err := missing(h.QdiscAdd(q), "sch_ingress")
+			if shared = errors.Is(err, unix.EEXIST); shared { // as by who watches pods by eBPF
+				return nil
+			}
+			return err
+		},
+		undo: func() error {
+			if shared {
+				return nil
+			}
+			return gone(h.QdiscDel(q))
+		},
+	}, {
+		what: "redirection from " + s.Host + " to " + ifb.Name,
+		do:   func() error { return missing(h.FilterAdd(redirect(host, ifb.Index)), "cls_u32 or act_mirred") },
+	}}
 }
 
 // newIfb leaves the length of the interface's own queue to the kernel: with none it would be stopped and started for each packet (ifb_xmit).

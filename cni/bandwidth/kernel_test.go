@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/cni/link"
@@ -201,8 +202,8 @@ func named(s link.Spec, text string) string {
 	return strings.NewReplacer("HOST", s.Host, "IFB", Device(s)).Replace(text)
 }
 
-// run runs commands, one a line.
-func run(t *testing.T, s link.Spec, commands string) {
+// sh runs commands, one a line.
+func sh(t *testing.T, s link.Spec, commands string) {
 	t.Helper()
 	for line := range strings.Lines(named(s, commands)) {
 		args := strings.Fields(line)
@@ -239,7 +240,7 @@ func TestCheck(t *testing.T) {
 	} {
 		s := attach(t, fmt.Sprintf("pod%d", i))
 		must(t, Add(s, both))
-		run(t, s, test.commands)
+		sh(t, s, test.commands)
 		err := Check(s, test.limits)
 		if want := named(s, test.want); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%q, %+v: %v, not %q", test.commands, test.limits, err, want)
@@ -278,7 +279,7 @@ func TestAllOrNothing(t *testing.T) {
 		{"an impossible ingress", "", Limits{IngressRate: 1, EgressRate: 1_000_000}, ErrInvalid},
 	} {
 		s := attach(t, fmt.Sprintf("pod%d", i))
-		run(t, s, test.commands)
+		sh(t, s, test.commands)
 		before := state(t)
 		if err := Add(s, test.limits); err == nil || test.want != nil && !errors.Is(err, test.want) {
 			t.Errorf("%s: %v, not %v", test.name, err, test.want)
@@ -346,5 +347,30 @@ func TestDelete(t *testing.T) {
 	netns.Run(t, "ip", "link", "del", "ri-admin")
 	if after := state(t); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+}
+
+// TestMissing holds that a kernel that has not all is told by its errors, with kinds that no kernel has.
+func TestMissing(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	lo, err := netlink.LinkByName("lo")
+	must(t, err)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "nosuch"
+	index := lo.Attrs().Index
+	must(t, netlink.QdiscAdd(clsact(index)))
+	for what, err := range map[string]error{
+		"ifb":     netlink.LinkAdd(&netlink.GenericLink{LinkAttrs: attrs, LinkType: "nosuch"}),
+		"sch_tbf": netlink.QdiscAdd(&netlink.GenericQdisc{QdiscAttrs: at(netlink.Tbf{}, index).QdiscAttrs, QdiscType: "nosuch"}),
+		"cls_u32": netlink.FilterAdd(&netlink.GenericFilter{FilterAttrs: redirect(index, index).FilterAttrs, FilterType: "nosuch"}),
+	} {
+		if got := missing(err, what); err == nil || !errors.Is(got, err) || !strings.HasPrefix(got.Error(), "the kernel has no "+what) {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+	if got := missing(netlink.QdiscAdd(clsact(index)), "sch_ingress"); got != unix.EEXIST {
+		t.Error(got)
 	}
 }

@@ -7,8 +7,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestParse(t *testing.T) {
@@ -130,16 +128,5 @@ func TestTick(t *testing.T) {
 	// A microsecond is t2us/us2t ticks (iproute2, tc_core.c).
 	if t2us*tick != us2t*1000 {
 		t.Errorf("%s: a tick is not %d ns", text, tick)
-	}
-}
-
-func TestMissing(t *testing.T) {
-	for _, err := range []error{unix.EOPNOTSUPP, unix.ENOENT} {
-		if got := missing(err, "sch_tbf"); !errors.Is(got, err) || !strings.Contains(got.Error(), "the kernel has no sch_tbf") {
-			t.Errorf("%v: %v", err, got)
-		}
-	}
-	if got := missing(unix.EEXIST, "ifb"); got != unix.EEXIST {
-		t.Error(got)
 	}
 }
