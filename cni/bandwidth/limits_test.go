@@ -94,6 +94,8 @@ func plausible(rate, burst uint64, mtu int) error {
 		return fmt.Errorf("packets of more than %d bytes are dropped", largest)
 	case burst != 0 && largest > max(burst/8, uint64(mtu+headers))+q.Rate*tick/second+1:
 		return fmt.Errorf("a burst of %d bytes", largest)
+	case largest < burst/8 && q.Buffer != math.MaxUint32:
+		return fmt.Errorf("a burst of %d bytes only", largest)
 	case uint64(q.Limit) < min(largest, maxPacket) && largest-uint64(q.Limit) > q.Rate*tick/second+1:
 		return fmt.Errorf("no room for a packet of %d bytes in %d", largest, q.Limit)
 	case uint64(q.Limit) > q.Rate/queuesPerSecond+maxPacket:
