@@ -40,22 +40,29 @@ func Add(s link.Spec, l Limits) error {
 	if err != nil {
 		return fmt.Errorf("host end %s: %w", s.Host, err)
 	}
-	var steps []step
+	steps, err := plan(h, s, host.Attrs().Index, l)
+	if err != nil {
+		return err
+	}
+	return run(steps)
+}
+
+func plan(h *netlink.Handle, s link.Spec, host int, l Limits) (steps []step, err error) {
 	if l.IngressRate != 0 {
 		tbf, err := shape(l.IngressRate, l.IngressBurst, s.MTU)
 		if err != nil {
-			return fmt.Errorf("what the pod receives: %w", err)
+			return nil, fmt.Errorf("what the pod receives: %w", err)
 		}
-		steps = append(steps, ingress(h, host.Attrs().Index, tbf)...)
+		steps = append(steps, ingress(h, host, tbf)...)
 	}
 	if l.EgressRate != 0 {
 		tbf, err := shape(l.EgressRate, l.EgressBurst, s.MTU)
 		if err != nil {
-			return fmt.Errorf("what the pod sends: %w", err)
+			return nil, fmt.Errorf("what the pod sends: %w", err)
 		}
-		steps = append(steps, egress(h, s, host.Attrs().Index, tbf)...)
+		steps = append(steps, egress(h, s, host, tbf)...)
 	}
-	return run(steps)
+	return steps, nil
 }
 
 // step is a part of the work. If it or a later one fails it is undone; nil is for what goes with a part that is.

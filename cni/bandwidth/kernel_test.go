@@ -300,6 +300,34 @@ func TestAllOrNothing(t *testing.T) {
 	}
 }
 
+// TestKilled ends Add after each of its steps, and holds that Delete and the link's own end take all away.
+func TestKilled(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	must(t, err)
+	defer h.Close()
+	before := state(t)
+	for made, all := 0, 1; made <= all; made++ {
+		s := attach(t, fmt.Sprintf("pod%d", made))
+		host, err := h.LinkByName(s.Host)
+		must(t, err)
+		steps, err := plan(h, s, host.Attrs().Index, both)
+		must(t, err)
+		all = len(steps)
+		must(t, run(steps[:made]))
+		if err := Check(s, both); (err == nil) != (made == all) {
+			t.Errorf("after %d of %d steps: %v", made, all, err)
+		}
+		must(t, Delete(s))
+		must(t, link.Delete(s))
+		if after := state(t); after != before {
+			t.Errorf("after %d of %d steps, before:\n%s\nafter:\n%s", made, all, before, after)
+		}
+	}
+}
+
 // TestShared holds that a clsact that is there already is used, and stays.
 func TestShared(t *testing.T) {
 	if !enter(t) {
