@@ -15,7 +15,7 @@ import (
 	"github.com/ropewalk-net/ropewalk/cni/link"
 )
 
-// prefix begins the name of every ifb. The digits are those of the host end, and so is the hardware address, by which it is known to be ours.
+// prefix begins the name of every ifb. Its digits are the host end's, and so is its MAC, by which it is known to be ours.
 const prefix = "ri"
 
 var ours = regexp.MustCompile("^" + prefix + "[0-9a-f]{8}$")
@@ -147,7 +147,7 @@ func newIfb(s link.Spec) *netlink.Ifb {
 	return &netlink.Ifb{LinkAttrs: attrs}
 }
 
-// noIPv6 keeps the kernel from giving an interface an address and a route, to which nobody is.
+// noIPv6 keeps the kernel from giving an interface an address and a route: nobody is behind it.
 func noIPv6(name string) error {
 	err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0)
 	if errors.Is(err, fs.ErrNotExist) {
