@@ -419,8 +419,8 @@ func watch(ctx context.Context, changed func()) {
 	}
 }
 
-// podLink is what the CNI plugin calls the node's ends of pods' links.
-var podLink = regexp.MustCompile("^rw[0-9a-f]{8}$")
+// podLink is what the CNI plugin calls the node's ends of pods' links, and the interfaces by which it limits what they send.
+var podLink = regexp.MustCompile("^r[wi][0-9a-f]{8}$")
 
 func linkMatters(u netlink.LinkUpdate) bool { return !podLink.MatchString(u.Attrs().Name) }
 

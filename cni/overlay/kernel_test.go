@@ -492,6 +492,7 @@ func TestMatters(t *testing.T) {
 		"a neighbour like ours":    neigh(unix.RTM_NEWNEIGH, unix.AF_INET, netlink.NUD_PERMANENT) && neigh(unix.RTM_DELNEIGH, unix.AF_INET, netlink.NUD_PERMANENT),
 		"a forwarding entry":       neigh(unix.RTM_NEWNEIGH, unix.AF_BRIDGE, netlink.NUD_REACHABLE),
 		"a pod's link":             !link("rw0123abcd"),
+		"a pod's limit":            !link("ri0123abcd"),
 		"the tunnel":               link("rw-vxlan"),
 		"an uplink":                link("eth0"),
 		"a pod's route":            !route("10.244.0.7/32", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT) && !route("fd00::7/128", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
