@@ -83,6 +83,7 @@ type Tunnel struct {
 type Plan struct {
 	Routes map[netip.Prefix]Route
 	Tunnel *Tunnel // nil if there is none
+	near   bool    // it depends on what links lead to
 }
 
 // ErrNode is wrapped by what is wrong with a node.
@@ -94,7 +95,7 @@ var ErrNode = errors.New("node")
 // A range of pods is left out that has a node's address in it, or overlaps with another's: whoever may write Node objects could
 // otherwise lead all packets wherever he likes. The first by name keeps it, and this node's own come before all.
 func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Plan, error) {
-	plan := Plan{Routes: map[netip.Prefix]Route{}}
+	plan := Plan{Routes: map[netip.Prefix]Route{}, near: direct != nil}
 	if mode == Cloud {
 		return plan, nil
 	}
