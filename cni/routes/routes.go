@@ -197,8 +197,9 @@ const (
 	pauseMost = time.Second
 	// look is the longest from one look to the next.
 	look = time.Minute
-	// retry is the pause after a failure.
-	retry = time.Second
+	// retry is the pause after a failure; or retryShare times what that took, so that one which stays costs little in a large cluster, too.
+	retry      = time.Second
+	retryShare = 100
 )
 
 // Run keeps the kernel right until ctx ends. What is in the kernel stays there: pods go on to talk to each other.
@@ -220,7 +221,7 @@ func (r *Routes) Run(ctx context.Context) error {
 		err := r.sync()
 		wait := look - time.Since(r.looked)
 		if err != nil {
-			wait = retry
+			wait = min(max(retry, retryShare*time.Since(begun)), look)
 		}
 		rest := time.After(min(max(pause, share*time.Since(begun)), pauseMost))
 		timer := time.NewTimer(wait)
