@@ -215,7 +215,11 @@ func (r *Routes) Run(ctx context.Context) error {
 	if err := r.sweep(); err != nil {
 		r.config.Log.Warn("what an earlier process may have left stays", "error", err)
 	}
-	<-watching
+	select {
+	case <-watching:
+	case <-ctx.Done():
+		return nil
+	}
 	for {
 		begun := time.Now()
 		err := r.sync()
