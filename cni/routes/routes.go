@@ -298,8 +298,12 @@ func (r *Routes) put(v view) error {
 	}
 	forwarding, err := overlay.Forward(v.self.PodCIDRs)
 	n, err2 := kernel.Sync(plan)
-	r.metrics.changes.Add(float64(forwarding + n))
-	err = errors.Join(err, err2)
+	loosened, err3 := 0, error(nil)
+	if plan.Tunnel != nil {
+		loosened, err3 = overlay.Loosen(v.self.Addrs)
+	}
+	r.metrics.changes.Add(float64(forwarding + n + loosened))
+	err = errors.Join(err, err2, err3)
 	if err != nil {
 		r.metrics.failures.Inc()
 	}

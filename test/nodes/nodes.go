@@ -114,7 +114,10 @@ func New(t testing.TB, s Spec) *Cluster {
 func (c *Cluster) namespace(name string) {
 	c.T.Helper()
 	netns.Add(c.T, name)
-	netns.In(c.T, name, func() { c.sysctl("ipv6/conf/default/accept_dad", "0") })
+	netns.In(c.T, name, func() {
+		c.sysctl("ipv6/conf/default/accept_dad", "0")
+		c.sysctl("ipv4/conf/default/rp_filter", "1") // as strict as some distributions are
+	})
 }
 
 // sysctl writes one of the calling thread's namespace.
