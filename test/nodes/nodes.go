@@ -62,16 +62,18 @@ type Cluster struct {
 	Spec
 }
 
-// Node is a machine of a cluster. Its name is also that of its namespace.
+// Node is a machine of a cluster. Its name is that of its namespace, and Object what the cluster calls it: the same, at first.
 type Node struct {
 	*Cluster
-	Name string
+	Name, Object string
 	// CIDRs are the node's podCIDRs, and Addrs its own addresses, both in the order in which its object has them.
 	CIDRs, Addrs []string
-	cni          *libcni.CNIConfig
-	agent        *exec.Cmd
-	ended        chan struct{}
-	log          *buffer
+	// Flags are those of the node's agent, the Spec's at first.
+	Flags []string
+	cni   *libcni.CNIConfig
+	agent *exec.Cmd
+	ended chan struct{}
+	log   *buffer
 }
 
 // Pod is a pod of a node. Its name is also that of its namespace.
@@ -159,7 +161,7 @@ func (c *Cluster) Put(file, text string) {
 		}
 		return
 	}
-	unfinished := filepath.Join(c.Dir, file)
+	unfinished := filepath.Join(c.Dir, file+".new")
 	if err := errors.Join(os.WriteFile(unfinished, []byte(text), 0o644), os.Rename(unfinished, path)); err != nil {
 		c.T.Fatal(err)
 	}
@@ -168,7 +170,8 @@ func (c *Cluster) Put(file, text string) {
 // Add makes the i-th node, from 1, with its object. It has no agent yet. One that is far is on another link than others, behind a router.
 func (c *Cluster) Add(i int, far bool) *Node {
 	c.T.Helper()
-	n := &Node{Cluster: c, Name: fmt.Sprintf("n%d", i), log: &buffer{}}
+	n := &Node{Cluster: c, Name: fmt.Sprintf("n%d", i), Flags: c.Flags, log: &buffer{}}
+	n.Object = n.Name
 	link, net4, net6 := "near", "192.0.2.", "2001:db8::"
 	if far {
 		link, net4, net6 = "far", "198.51.100.", "2001:db8:0:1::"
@@ -211,7 +214,7 @@ func (n *Node) Conflist() string { return filepath.Join(n.dir("net.d"), "10-rope
 func (n *Node) Join() {
 	n.T.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "apiVersion: v1\nkind: Node\nmetadata:\n  name: %s\nspec:\n  podCIDRs: [%q", n.Name, n.CIDRs[0])
+	fmt.Fprintf(&b, "apiVersion: v1\nkind: Node\nmetadata:\n  name: %s\nspec:\n  podCIDRs: [%q", n.Object, n.CIDRs[0])
 	for _, p := range n.CIDRs[1:] {
 		fmt.Fprintf(&b, ", %q", p)
 	}
@@ -219,7 +222,7 @@ func (n *Node) Join() {
 	for _, a := range n.Addrs {
 		fmt.Fprintf(&b, "  - {type: InternalIP, address: %q}\n", a)
 	}
-	n.Put(n.Name, b.String())
+	n.Put(n.Object, b.String())
 	var routes strings.Builder
 	for _, p := range n.CIDRs {
 		for _, a := range n.Addrs {
@@ -232,7 +235,7 @@ func (n *Node) Join() {
 }
 
 // Leave takes the node's object away.
-func (n *Node) Leave() { n.T.Helper(); n.Put(n.Name, "") }
+func (n *Node) Leave() { n.T.Helper(); n.Put(n.Object, "") }
 
 // Is4 reports whether an address or range is of IPv4.
 func Is4(a string) bool { return !strings.Contains(a, ":") }
@@ -240,7 +243,7 @@ func Is4(a string) bool { return !strings.Contains(a, ":") }
 // Start starts the node's agent.
 func (n *Node) Start() {
 	n.T.Helper()
-	n.agent = exec.Command(n.Ropewalk, append([]string{"routes", "--node-name", n.Name, "--manifests", n.manifests(),
+	n.agent = exec.Command(n.Ropewalk, append([]string{"routes", "--node-name", n.Object, "--manifests", n.manifests(),
 		"--conf-dir", n.dir("net.d"), "--data-dir", n.dir("data")}, n.Flags...)...)
 	n.agent.Stderr = n.log
 	n.agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
