@@ -174,23 +174,26 @@ func testDamage(t *testing.T, tunnel bool, flags []string) {
 		neigh := strings.Fields(netns.Run(t, "ip", "-n", node.Name, "-6", "neigh", "show", "dev", Device, "nud", "permanent"))
 		via6, far = neigh[0], neigh[2]
 	}
+	sh := func(script string) []string {
+		return []string{"sh", "-c", strings.ReplaceAll(script, "NODE", node.Name)}
+	}
 	for _, d := range []struct {
 		what   string
-		ip     string // commands of ip(8)
-		run    []string
-		look   bool // mended at the next look only
-		tunnel bool // there has to be one
+		ip     string   // commands of ip(8)
+		run    []string // another command
+		look   bool     // mended at the next look only
+		tunnel bool     // there has to be one
 	}{
 		{what: "a route", ip: "route del 10.244.2.0/24"},
 		{what: "an IPv6 route", ip: "route del fd00:244:0:2::/64"},
 		{what: "a route that leads elsewhere", ip: "route replace 10.244.2.0/24 via 192.0.2.254 proto 82\nroute replace fd00:244:0:2::/64 via 2001:db8::fe proto 82"},
-		{what: "all routes of ours", run: []string{"sh", "-c", "ip -n " + node.Name + " route flush proto 82; ip -n " + node.Name + " -6 route flush proto 82"}},
+		{what: "all routes of ours", run: sh("ip -n NODE route flush proto 82; ip -n NODE -6 route flush proto 82")},
 		{what: "the uplink, for a moment", ip: "link set eth0 down\nlink set eth0 up\naddr replace " + node.Addrs[0] + "/24 dev eth0\naddr replace " + node.Addrs[1] + "/64 dev eth0 nodad\n" +
 			"route replace default via 192.0.2.254\nroute replace default via 2001:db8::fe"},
 		{what: "the node's addresses, for a moment", ip: "addr flush dev eth0 scope global\naddr add " + node.Addrs[0] + "/24 dev eth0\naddr add " + node.Addrs[1] + "/64 dev eth0 nodad\n" +
 			"route replace default via 192.0.2.254\nroute replace default via 2001:db8::fe"},
 		{what: "the device", ip: "link del " + Device, tunnel: true},
-		{what: "another's device in its place", ip: "link del " + Device + "\nlink add " + Device + " type vxlan id 99 dstport 4789 local " + node.Addrs[0], tunnel: true},
+		{what: "another's device in its place, unless the agent is faster", run: sh("ip -n NODE link del " + Device + "; ip -n NODE link add " + Device + " type vxlan id 99 dstport 4789 local " + node.Addrs[0] + "; true"), tunnel: true},
 		{what: "the device set down", ip: "link set " + Device + " down", tunnel: true},
 		{what: "the device's MTU", ip: "link set " + Device + " mtu 1300", tunnel: true},
 		{what: "the device's hardware address", ip: "link set " + Device + " address 02:00:00:00:00:01", tunnel: true},
@@ -198,12 +201,12 @@ func testDamage(t *testing.T, tunnel bool, flags []string) {
 		{what: "a neighbour", ip: "neigh del " + via4 + " dev " + Device, tunnel: true},
 		{what: "an IPv6 neighbour", ip: "neigh del " + via6 + " dev " + Device, tunnel: true},
 		{what: "a neighbour that is another", ip: "neigh replace " + via4 + " lladdr 02:00:00:00:00:02 nud permanent dev " + Device, tunnel: true},
-		{what: "a forwarding entry", run: []string{"bridge", "-n", node.Name, "fdb", "del", far, "dev", Device, "dst", nodes[1].Addrs[0]}, tunnel: true},
-		{what: "a forwarding entry that leads elsewhere", run: []string{"bridge", "-n", node.Name, "fdb", "replace", far, "dev", Device, "dst", Outside4}, tunnel: true},
-		{what: "the masquerading", run: []string{"ip", "netns", "exec", node.Name, "nft", "flush ruleset"}, look: true},
-		{what: "a masquerading rule", run: []string{"ip", "netns", "exec", node.Name, "nft", "flush chain ip6 ropewalk-masquerade postrouting"}, look: true},
-		{what: "forwarding", run: []string{"ip", "netns", "exec", node.Name, "sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0"}, look: true},
-		{what: "the runtime's configuration", run: []string{"rm", node.Conflist()}, look: true},
+		{what: "a forwarding entry", run: sh("bridge -n NODE fdb del " + far + " dev " + Device + " dst " + nodes[1].Addrs[0]), tunnel: true},
+		{what: "a forwarding entry that leads elsewhere", run: sh("bridge -n NODE fdb replace " + far + " dev " + Device + " dst " + Outside4), tunnel: true},
+		{what: "the masquerading", run: sh("ip netns exec NODE nft flush ruleset"), look: true},
+		{what: "a masquerading rule", run: sh("ip netns exec NODE nft flush chain ip6 ropewalk-masquerade postrouting"), look: true},
+		{what: "forwarding", run: sh("ip netns exec NODE sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"), look: true},
+		{what: "the runtime's configuration", run: sh("rm " + node.Conflist()), look: true},
 	} {
 		if d.tunnel && !tunnel {
 			continue

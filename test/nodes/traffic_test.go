@@ -118,10 +118,12 @@ func see(t testing.TB, probes ...probe) {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			for begun := time.Now(); time.Since(begun) < patience; time.Sleep(5 * time.Millisecond) {
-				if errs[i] = p.run(t, time.Second); errs[i] == nil {
+			wait := 50 * time.Millisecond // not long, since lost packets are not sent again soon, and longer each time, for busy machines
+			for begun := time.Now(); time.Since(begun) < patience; wait = min(2*wait, clusternet.Patience) {
+				if errs[i] = p.run(t, wait); errs[i] == nil {
 					return
 				}
+				time.Sleep(5 * time.Millisecond)
 			}
 		})
 	}
