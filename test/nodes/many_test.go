@@ -53,8 +53,8 @@ func TestMany(t *testing.T) {
 	}
 	see(t, ring(all, pods)...)
 	for _, n := range all {
-		n.knows(false, left...)
-		if got := strings.Count(n.Kernel(), " dst "); got != len(all)-1 {
+		kernel := n.knows(false, left...)
+		if got := strings.Count(kernel, " dst "); got != len(all)-1 {
 			t.Errorf("%s has %d forwarding entries, not %d", n.Name, got, len(all)-1)
 		}
 	}

@@ -1,11 +1,13 @@
 package nodes
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
@@ -169,8 +171,18 @@ func testPorts(t *testing.T, flags []string) {
 			probe{from: Outside, to: net.JoinHostPort(at, "8002"), want: "refused"})
 	}
 	see(t, probes...)
+	var flows []*flow
+	for _, p := range probes {
+		if strings.HasSuffix(p.to, ":8001") && p.from != pod.Name {
+			flows = append(flows, newFlow(t, p))
+		}
+	}
+	answered(t, pod, flows)
 	pod.Del()
 	see(t, gone...)
+	for _, f := range flows {
+		_, _ = f.Write([]byte("?")) // to nobody
+	}
 	// The next pod has them, also for those who have just spoken with the last one.
 	again := serving(node, "c", port(8001, "tcp", ""), port(8001, "udp", ""))
 	var next []probe
@@ -180,5 +192,44 @@ func testPorts(t *testing.T, flags []string) {
 			next = append(next, p)
 		}
 	}
+	answered(t, again, flows)
 	see(t, next...)
+}
+
+// flow is a socket of UDP: its packets are, for the kernel, one connection for minutes.
+type flow struct {
+	net.Conn
+	what string
+}
+
+func newFlow(t *testing.T, p probe) *flow {
+	t.Helper()
+	f := &flow{what: p.String()}
+	var err error
+	netns.In(t, p.from, func() { f.Conn, err = net.Dial("udp", p.to) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// answered fails unless a pod answers on all flows.
+func answered(t *testing.T, by *Pod, flows []*flow) {
+	t.Helper()
+	for _, f := range flows {
+		Soon(t, func() error {
+			b := make([]byte, 100)
+			_ = f.SetDeadline(time.Now().Add(time.Second))
+			_, err := f.Write([]byte("?"))
+			n := 0
+			if err == nil {
+				n, err = f.Read(b)
+			}
+			if name, _, _ := strings.Cut(string(b[:n]), " "); err != nil || name != by.Name {
+				return fmt.Errorf("%s: %q, %v; want %s", f.what, name, err, by.Name)
+			}
+			return nil
+		})
+	}
 }
