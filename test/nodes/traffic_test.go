@@ -212,6 +212,43 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
+// TestSmaller holds that pods go on to speak when the links between nodes get a smaller MTU than those pods were made for: senders are told,
+// and pods that come have the new one.
+func TestSmaller(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	_, nodes := start(t, Spec{}, 2, false)
+	pods := []*Pod{serving(nodes[0], "a"), serving(nodes[1], "a")}
+	see(t, pairs(pods)...)
+	for _, n := range nodes {
+		netns.Batch(t, n.Name, "link set eth0 mtu 1400\n")
+		netns.Batch(t, links, "link set n-"+n.Name+" mtu 1400\n")
+	}
+	for _, n := range nodes {
+		Soon(t, func() error {
+			b, err := os.ReadFile(n.Conflist())
+			if err == nil && !bytes.Contains(b, []byte(`"mtu": 1350`)) {
+				err = fmt.Errorf("%s", b)
+			}
+			return err
+		})
+	}
+	for _, a := range pods[1].Addrs {
+		bulk(t, pods[0].Name, nodes[1], a)
+		Soon(t, func() (err error) {
+			netns.In(t, pods[0].Name, func() { err = ping(a, 1351, 100*time.Millisecond) })
+			if errors.Is(err, unix.EMSGSIZE) {
+				return nil
+			}
+			return fmt.Errorf("a packet that is too large now: %v", err)
+		})
+		whole(t, pods[0], a, 1350)
+	}
+	whole(t, serving(nodes[0], "b"), pods[1].Addrs[0], 1350)
+}
+
 // tunnelled returns how many packets a node has sent through its tunnel.
 func tunnelled(n *Node) (packets uint64) {
 	netns.In(n.T, n.Name, func() {
@@ -225,9 +262,9 @@ func tunnelled(n *Node) (packets uint64) {
 // whole fails unless packets of the MTU pass from a pod to an address and back, unfragmented, and larger ones are refused to the sender.
 func whole(t *testing.T, from *Pod, to string, mtu int) {
 	t.Helper()
-	for name, send := range map[string]func(to string, size int) error{"ICMP": ping, "UDP": datagram} {
+	for name, send := range map[string]func(to string, size int, wait time.Duration) error{"ICMP": ping, "UDP": datagram} {
 		var full, over error
-		netns.In(t, from.Name, func() { full, over = send(to, mtu), send(to, mtu+1) })
+		netns.In(t, from.Name, func() { full, over = send(to, mtu, patience), send(to, mtu+1, patience) })
 		if full != nil || !errors.Is(over, unix.EMSGSIZE) {
 			t.Errorf("%s, %s to %s: with %d bytes: %v; with one more: %v", name, from.Name, to, mtu, full, over)
 		}
@@ -248,7 +285,7 @@ func unfragmented(network, _ string, c syscall.RawConn) error {
 }
 
 // datagram sends a packet of size bytes, its IP header included, to port 80 and waits for an answer.
-func datagram(to string, size int) error {
+func datagram(to string, size int, wait time.Duration) error {
 	d := net.Dialer{Control: unfragmented}
 	c, err := d.Dial("udp", net.JoinHostPort(to, "80"))
 	if err != nil {
@@ -258,7 +295,7 @@ func datagram(to string, size int) error {
 	if _, err := c.Write(make([]byte, size-header(to)-8)); err != nil {
 		return err
 	}
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(wait))
 	_, err = c.Read(make([]byte, 100))
 	return err
 }
@@ -271,7 +308,7 @@ func header(of string) int {
 }
 
 // ping sends an echo request (RFC 792, RFC 4443) of size bytes, its IP header included, and waits for the reply, which is as large.
-func ping(to string, size int) error {
+func ping(to string, size int, wait time.Duration) error {
 	network, request, reply := "ip4:icmp", byte(8), byte(0)
 	if !Is4(to) {
 		network, request, reply = "ip6:ipv6-icmp", 128, 129
@@ -291,7 +328,7 @@ func ping(to string, size int) error {
 	if _, err := c.Write(p); err != nil {
 		return err
 	}
-	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_ = c.SetReadDeadline(time.Now().Add(wait))
 	for {
 		b := make([]byte, 1<<16)
 		n, _, err := c.(net.PacketConn).ReadFrom(b) // Read returns the IP header, too
