@@ -296,18 +296,24 @@ func (r *Routes) put(v view) error {
 	if plan.Routes == nil || r.config.Mode == overlay.VXLAN && plan.Tunnel == nil {
 		return wrong
 	}
-	forwarding, err := overlay.Forward(v.self.PodCIDRs)
+	forwarding, err := forward(v.self, plan)
 	n, err2 := kernel.Sync(plan)
-	loosened, err3 := 0, error(nil)
-	if plan.Tunnel != nil {
-		loosened, err3 = overlay.Loosen(v.self.Addrs)
-	}
-	r.metrics.changes.Add(float64(forwarding + n + loosened))
-	err = errors.Join(err, err2, err3)
+	r.metrics.changes.Add(float64(forwarding + n))
+	err = errors.Join(err, err2)
 	if err != nil {
 		r.metrics.failures.Inc()
 	}
 	return errors.Join(err, r.masquerade(v), r.announce(v, kernel.MTU))
+}
+
+// forward has the kernel let packets of pods through.
+func forward(self overlay.Node, plan overlay.Plan) (changes int, err error) {
+	changes, err = overlay.Forward(self.PodCIDRs)
+	if plan.Tunnel == nil {
+		return changes, err
+	}
+	n, err2 := overlay.Loosen(self.Addrs)
+	return changes + n, errors.Join(err, err2)
 }
 
 // plan makes what was planned last do while the view is the same. Not where it depends on this node's links.
