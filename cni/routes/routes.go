@@ -329,7 +329,7 @@ func (r *Routes) put(v view) error {
 	if plan.Routes == nil || r.config.Mode == overlay.VXLAN && plan.Tunnel == nil {
 		return wrong
 	}
-	forwarding, err := overlay.Forward(v.self.PodCIDRs)
+	forwarding, err := forward(v.self, plan)
 	looks := r.keeper.Looks()
 	n, err2 := r.keeper.Put(kernel, plan, now)
 	r.metrics.looks.Add(float64(r.keeper.Looks() - looks))
@@ -342,6 +342,16 @@ func (r *Routes) put(v view) error {
 		r.looked = begun
 	}
 	return errors.Join(err, r.masquerade(v, now), r.announce(v, kernel.MTU))
+}
+
+// forward has the kernel let packets of pods through.
+func forward(self overlay.Node, plan overlay.Plan) (changes int, err error) {
+	changes, err = overlay.Forward(self.PodCIDRs)
+	if plan.Tunnel == nil {
+		return changes, err
+	}
+	n, err2 := overlay.Loosen(self.Addrs)
+	return changes + n, errors.Join(err, err2)
 }
 
 // plan makes what was planned last do while the view is the same. Where it depends on this node's links that ends with a look.
