@@ -46,17 +46,9 @@ func unavailable(err error) error {
 	return types.NewError(codeUnavailable, "pods cannot be attached", err.Error())
 }
 
-// full says whether every address of a range that a pod may have is leased. The first of a range is nobody's, the second is a
-// gateway's by custom, and the last of an IPv4 range is for broadcasts.
+// full says whether every address of a range that a pod may have is leased.
 func full(r netip.Prefix, leases []ipam.Lease) bool {
-	bits := r.Addr().BitLen() - r.Bits()
-	if bits > 31 { // no node has so many pods
-		return false
-	}
-	room := 1<<bits - 2
-	if r.Addr().Is4() {
-		room--
-	}
+	room := ipam.Capacity(r)
 	for _, l := range leases {
 		for _, a := range l.Addrs {
 			if r.Contains(a) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ropewalk-net/ropewalk/cni/collect"
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/overlay"
 	"github.com/ropewalk-net/ropewalk/cni/routes"
@@ -22,7 +23,8 @@ func newRoutes() *cobra.Command {
 		Short: "Lead packets to the pods of other nodes, and out of the cluster",
 		Long: `routes keeps what this node must know of the others for its pods' sake, until it gets SIGTERM or SIGINT: a route, or an
 end of a tunnel, for the pods of each other node; the rule by which packets of pods that leave the cluster get the node's
-address; and the file by which the container runtime calls the plugin ropewalk-cni, once the node has podCIDRs.
+address; and the file by which the container runtime calls the plugin ropewalk-cni, once the node has podCIDRs. It frees
+the addresses and ports of pods that are gone and that the runtime has not detached.
 
 --overlay says how packets get to other nodes. direct: by a route by way of the node's own address; all nodes are on one
 link. vxlan: in packets of UDP from node to node, on any network that leads them. cloud: somebody else makes the routes.
@@ -53,11 +55,16 @@ servicecidrs.`,
 			if err != nil {
 				return err
 			}
+			left, err := collect.New(collect.Config{DataDir: config.DataDir, Ranges: r.Ranges, Log: a.log, Registerer: a.registry})
+			if err != nil {
+				return err
+			}
 			s, err := a.source(&source)
 			if err != nil {
 				return err
 			}
 			a.also(r.Run)
+			a.also(left.Run)
 			a.also(delivery(s, routes.Interest(), r))
 			return a.run(cmd.Context(), r.Ready)
 		},

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
@@ -167,7 +166,7 @@ func Exists(s Spec) (bool, error) {
 	return l != nil, err
 }
 
-// Hosts returns the names of all interfaces of the node that may be a host end.
+// Hosts returns the names of all interfaces of the node that are called as host ends are.
 func Hosts() (map[string]bool, error) {
 	links, err := whole(netlink.LinkList)
 	if err != nil {
@@ -175,7 +174,7 @@ func Hosts() (map[string]bool, error) {
 	}
 	names := map[string]bool{}
 	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Name, Prefix) {
+		if IsHost(l.Attrs().Name) {
 			names[l.Attrs().Name] = true
 		}
 	}

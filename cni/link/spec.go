@@ -9,10 +9,20 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Prefix begins the name of every host end.
 const Prefix = "rw"
+
+// digits is how many of them follow.
+const digits = 8
+
+// IsHost says whether an interface's name is that of a host end.
+func IsHost(name string) bool {
+	hash, ok := strings.CutPrefix(name, Prefix)
+	return ok && len(hash) == digits && strings.Trim(hash, "0123456789abcdef") == ""
+}
 
 // aliasMax is the longest alias that the kernel takes: IFALIASZ less the final zero.
 const aliasMax = 255
@@ -44,7 +54,7 @@ type Spec struct {
 func New(container, ifname, alias string, mtu int, addrs []netip.Addr) Spec {
 	sum := sha256.Sum256([]byte(container + "\x00" + ifname))
 	return Spec{
-		Host:    Prefix + hex.EncodeToString(sum[:4]),
+		Host:    Prefix + hex.EncodeToString(sum[:digits/2]),
 		Pod:     ifname,
 		Alias:   alias[:min(len(alias), aliasMax)],
 		HostMAC: mac(sum[4:10]),

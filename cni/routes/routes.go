@@ -178,6 +178,20 @@ func (r *Routes) Ready() error {
 	return r.ready
 }
 
+// Ranges returns the node's podCIDRs; none before they are known.
+func (r *Routes) Ranges() (ranges []netip.Prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.nodes.all {
+		if n.Name == r.config.NodeName {
+			for _, c := range n.PodCIDRs {
+				ranges = append(ranges, c.Masked())
+			}
+		}
+	}
+	return ranges
+}
+
 const (
 	// pause is the shortest time from one look at the kernel to the next: the kernel tells of each route that changes, our own too. Where
 	// looks take long it is share times what the last one took, pauseMost at most: some other program may change routes all the time.

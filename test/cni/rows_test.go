@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -24,7 +25,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	plugin "github.com/ropewalk-net/ropewalk/cni"
+	"github.com/ropewalk-net/ropewalk/cni/collect"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
@@ -684,30 +685,66 @@ func TestGC(t *testing.T) {
 	r.empty("after a GC of all")
 }
 
-// TestCollect holds that leases of pods that are gone are freed after a while, without a list, and others are not.
+// TestCollect holds that what pods leave that go without a DEL is freed after a while, without a list, and what others have is not.
 func TestCollect(t *testing.T) {
 	if !enter(t) {
 		return
 	}
 	r := newRig(t)
-	for _, name := range []string{"a", "b"} {
-		r.mustAdd(name)
+	ports := func(port int) map[string]any {
+		return map[string]any{"runtimeConfig": map[string]any{"portMappings": []any{map[string]any{"hostPort": port, "containerPort": 8080}}}}
 	}
-	netns.Run(t, "ip", "-n", "a", "link", "del", ifname) // as the kernel does some time after the namespace is gone
-	for _, c := range []struct {
-		grace time.Duration
-		freed int
-	}{{time.Hour, 0}, {0, 1}, {0, 0}} {
-		if freed, err := plugin.Collect(r.dir, c.grace); err != nil || freed != c.freed {
-			t.Errorf("after %v: %d are freed, %v", c.grace, freed, err)
+	names := []string{"before", "stays", "goes"}
+	for i, name := range names {
+		r.pod(name)
+		if got := run(t, r.command(env("ADD", name), ports(9000+i))); got.exit != 0 {
+			t.Fatal(got.Error.Error())
 		}
 	}
-	if l := r.leases(); len(l) != 1 || l[0].Container != "b" {
-		t.Errorf("left are %v", l)
+	serve(t, "stays")
+	// As the kernel does it some time after the namespace is gone, which here keeps the sockets of others.
+	netns.Run(t, "ip", "-n", "before", "link", "del", ifname)
+	c, err := collect.New(collect.Config{DataDir: r.dir, Grace: 90 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := r.check("b"); err != nil {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = c.Run(ctx) })
+	left := func() (names []string) {
+		owners := map[string]bool{}
+		for _, l := range r.leases() {
+			owners[l.Container] = true
+		}
+		list, err := portmap.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list {
+			owners[p.Owner.Container] = true
+		}
+		return slices.Sorted(maps.Keys(owners))
+	}
+	await := func(want ...string) {
+		t.Helper()
+		for begun := time.Now(); !slices.Equal(left(), want); time.Sleep(5 * time.Millisecond) {
+			if time.Since(begun) > 10*time.Second {
+				t.Fatalf("left are %v, not %v", left(), want)
+			}
+		}
+	}
+	await("goes", "stays")
+	netns.Run(t, "ip", "netns", "del", "goes")
+	await("stays")
+	if _, err := echo("tcp", net.JoinHostPort(node4, "9001"), 10); err != nil {
 		t.Error(err)
 	}
+	if err := r.del("stays"); err != nil {
+		t.Fatal(err)
+	}
+	r.empty("after all")
 }
 
 // TestStatic holds that a pod gets the addresses that it is to have, and that nobody else does.
