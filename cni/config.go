@@ -43,6 +43,8 @@ type Config struct {
 	Static []netip.Addr
 	// Ports are the node's that lead to the pod.
 	Ports []portmap.Mapping
+	// TakesPorts says that the runtime passes ports on (capability portMappings).
+	TakesPorts bool
 	// Chained says that there is a prevResult, and Previous are the addresses in it.
 	Chained  bool
 	Previous []netip.Addr
@@ -93,7 +95,7 @@ func ParseConfig(stdin []byte) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Version: e.CNIVersion, MTU: mtu, Ranges: ranges, DataDir: dir, DNS: e.DNS, Static: static, Ports: ports}
+	c := Config{Version: e.CNIVersion, MTU: mtu, Ranges: ranges, DataDir: dir, DNS: e.DNS, Static: static, Ports: ports, TakesPorts: e.Capabilities["portMappings"]}
 	if c.Chained = e.RawPrevResult != nil; c.Chained {
 		c.Previous, err = e.previous()
 	}

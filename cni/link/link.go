@@ -155,6 +155,23 @@ func Delete(s Spec) error {
 	return nil
 }
 
+// Possible says why no veth pair can be made, as an error: a kernel without them, or a caller who may not (CAP_NET_ADMIN). It makes none: it
+// asks for one with an MTU that none has, which the kernel refuses (EINVAL) only if it would have made another.
+func Possible() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = Prefix+"-none", 1
+	pair := netlink.NewVeth(attrs)
+	pair.PeerName = attrs.Name + "2"
+	switch err := netlink.LinkAdd(pair); {
+	case errors.Is(err, unix.EINVAL):
+		return nil
+	case err == nil:
+		return netlink.LinkDel(pair)
+	default:
+		return err
+	}
+}
+
 // Exists says whether there is a host end.
 func Exists(s Spec) (bool, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)

@@ -108,6 +108,21 @@ func List() ([]Entry, error) {
 	return list, nil
 }
 
+// Possible says why there can be no mappings, as an error: a kernel without nftables, or a caller who may not use it (CAP_NET_ADMIN).
+func Possible() error {
+	c, err := open()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	for _, f := range families {
+		if _, err := c.ListTablesOfFamily(f.id); err != nil {
+			return fmt.Errorf("nftables: %w", err)
+		}
+	}
+	return nil
+}
+
 // Check returns ErrMissing if what Add does with the same arguments is not there, rules included.
 func Check(o Owner, mappings []Mapping, pods []netip.Prefix, localhost bool) error {
 	if err := validate(o, mappings, pods); err != nil {

@@ -40,6 +40,8 @@ type Config struct {
 	InsideFile string
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
+	// Patience is for how long something of this node's network has to be missing before the plugin says so to the runtime; 0 is a minute.
+	Patience time.Duration
 	// Log is slog.Default() if nil.
 	Log *slog.Logger
 	// Registerer takes the metrics, ropewalk_routes_*; nil for none.
@@ -69,6 +71,7 @@ type Routes struct {
 	planned     planned
 	masqueraded masquerade.Config
 	there       bool
+	limit       limit
 }
 
 // planned is a plan for a version of the view.
@@ -125,6 +128,9 @@ func New(c Config) (*Routes, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.Patience == 0 {
+		c.Patience = patience
 	}
 	r := &Routes{config: c, kick: make(chan struct{}, 1), ready: errors.New("not all nodes have been heard of yet")}
 	r.nodes = objects[overlay.Node]{equal: overlay.Node.Equal, all: map[cluster.Key]overlay.Node{}}
@@ -211,6 +217,9 @@ func (r *Routes) Run(ctx context.Context) error {
 	wg.Go(func() { overlay.Watch(ctx, r.wake) })
 	if err := r.sweep(); err != nil {
 		r.config.Log.Warn("what an earlier process may have left stays", "error", err)
+	}
+	if err := r.forget(); err != nil {
+		r.config.Log.Warn("what an earlier process has told the plugin stays", "error", err)
 	}
 	for {
 		wait, begun := look, time.Now()
@@ -317,7 +326,8 @@ func (r *Routes) put(v view) error {
 	if err != nil {
 		r.metrics.failures.Inc()
 	}
-	return errors.Join(err, r.masquerade(v), r.announce(v, kernel.MTU))
+	err = errors.Join(err, r.masquerade(v))
+	return errors.Join(err, r.limited(missing(err, plan, kernel.Device)), r.announce(v, kernel.MTU))
 }
 
 // plan makes what was planned last do while the view is the same. Not where it depends on this node's links.

@@ -58,7 +58,10 @@ func start(t *testing.T, c Config, nodes ...*cluster.Node) *rig {
 	if c.ConfDir == "" {
 		c.ConfDir = filepath.Join(t.TempDir(), "net.d")
 	}
-	c.NodeName, c.DataDir, c.Log = "n1", "/run/ropewalk", slog.New(slog.NewTextHandler(t.Output(), nil))
+	if c.DataDir == "" {
+		c.DataDir = "/run/ropewalk"
+	}
+	c.NodeName, c.Log = "n1", slog.New(slog.NewTextHandler(t.Output(), nil))
 	routes, err := New(c)
 	if err != nil {
 		t.Fatal(err)

@@ -27,6 +27,7 @@ import (
 
 	"github.com/ropewalk-net/ropewalk/cni/collect"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/limited"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
@@ -647,9 +648,67 @@ func TestStatus(t *testing.T) {
 	if err := status(); code(err) != 51 {
 		t.Errorf("without forwarding: %v", err)
 	}
+	netns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	if err := limited.Write(r.dir, "no tunnel"); err != nil {
+		t.Fatal(err)
+	}
+	if err := status(); code(err) != 51 || !strings.Contains(err.Error(), "no tunnel") {
+		t.Errorf("where the daemon lacks something: %v", err)
+	}
+	if err := limited.Clear(r.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := status(); err != nil {
+		t.Error(err)
+	}
 	r.conf["ranges"] = []string{}
 	if err := status(); code(err) != 50 {
 		t.Errorf("without podCIDRs: %v", err)
+	}
+}
+
+// TestStatusKernel holds that STATUS fails where the kernel lacks something, may not be asked for it, or where leases cannot be written, and
+// leaves nothing.
+func TestStatusKernel(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "strace")
+	netns.NeedCommand(t, "setpriv")
+	r := newRig(t)
+	before := netns.Run(t, "ip", "-br", "link")
+	readOnly := t.TempDir()
+	netns.Run(t, "mount", "-t", "tmpfs", "-o", "ro", "none", readOnly)
+	defer netns.Run(t, "umount", readOnly)
+	ports := map[string]any{"capabilities": map[string]bool{"portMappings": true}}
+	for _, c := range []struct {
+		what, under string
+		conf        map[string]any
+		code        uint
+		says        string
+	}{
+		{"all is there", "", ports, 0, ""},
+		{"no CAP_NET_ADMIN", "setpriv --bounding-set=-net_admin --inh-caps=-net_admin", nil, 50, "veth"},
+		{"no veth", "strace -f -qq -o /dev/null -e trace=sendto -e inject=sendto:error=EOPNOTSUPP", nil, 50, "veth"},
+		{"no nftables, and ports are passed on", "strace -f -qq -o /dev/null -e trace=sendmsg -e inject=sendmsg:error=EOPNOTSUPP", ports, 50, "nftables"},
+		{"no nftables, and ports are not passed on", "strace -f -qq -o /dev/null -e trace=sendmsg -e inject=sendmsg:error=EOPNOTSUPP", nil, 0, ""},
+		{"no place for leases", "", map[string]any{"dataDir": readOnly}, 50, "read-only"},
+	} {
+		cmd := r.command(env("STATUS", ""), c.conf)
+		if c.under != "" {
+			cmd.Args = append(strings.Fields(c.under), cmd.Path)
+			path, err := exec.LookPath(cmd.Args[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Path = path
+		}
+		if got := run(t, cmd); got.Code != c.code || (got.exit == 0) != (c.code == 0) || !strings.Contains(got.Error.Error(), c.says) {
+			t.Errorf("%s: exit %d, code %d, %v", c.what, got.exit, got.Code, got.Error.Error())
+		}
+	}
+	if diff := cmp.Diff(before, netns.Run(t, "ip", "-br", "link")); diff != "" {
+		t.Error(diff)
 	}
 }
 
