@@ -53,7 +53,7 @@ func Add(args *skel.CmdArgs) error {
 	if err := link.Add(pod, spec); err != nil {
 		return undone(kernelError("attaching the pod", err), release(c.DataDir, args))
 	}
-	if err := openPorts(args, c.Ports, lease.Addrs); err != nil {
+	if err := openPorts(args, c, spec.Host, lease.Addrs); err != nil {
 		return undone(err, detach(c.DataDir, args))
 	}
 	if err := types.PrintResult(result(c, spec, args.Netns), c.Version); err != nil {

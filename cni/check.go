@@ -34,7 +34,7 @@ func Check(args *skel.CmdArgs) error {
 	if !there {
 		return withoutLease(spec)
 	}
-	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c.Ports, lease.Addrs)}
+	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c, spec.Host, lease.Addrs)}
 	for _, a := range lease.Addrs {
 		if !slices.Contains(c.Previous, a) {
 			errs = append(errs, fmt.Errorf("address %s is leased, but not in prevResult", a))

@@ -43,6 +43,8 @@ type Config struct {
 	Static []netip.Addr
 	// Ports are the node's that lead to the pod.
 	Ports []portmap.Mapping
+	// LocalhostPorts has ports of all of the node's addresses be those of 127.0.0.1, too, and lets pods ask for some of 127.0.0.0/8 alone.
+	LocalhostPorts bool
 	// TakesPorts says that the runtime passes ports on (capability portMappings).
 	TakesPorts bool
 	// Chained says that there is a prevResult, and Previous are the addresses in it.
@@ -53,10 +55,11 @@ type Config struct {
 // entry is a configuration as it is written. Fields that are not here are somebody else's.
 type entry struct {
 	types.PluginConf
-	Mode          string   `json:"mode"`
-	MTU           int      `json:"mtu"`
-	Ranges        []string `json:"ranges"`
-	RuntimeConfig struct {
+	Mode           string   `json:"mode"`
+	MTU            int      `json:"mtu"`
+	Ranges         []string `json:"ranges"`
+	LocalhostPorts bool     `json:"localhostPorts"`
+	RuntimeConfig  struct {
 		IPs          []string          `json:"ips"`
 		PortMappings []json.RawMessage `json:"portMappings"`
 		Bandwidth    json.RawMessage   `json:"bandwidth"`
@@ -91,11 +94,11 @@ func ParseConfig(stdin []byte) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	ports, err := parsePorts(e.RuntimeConfig.PortMappings)
+	ports, err := parsePorts(e.RuntimeConfig.PortMappings, e.LocalhostPorts)
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Version: e.CNIVersion, MTU: mtu, Ranges: ranges, DataDir: dir, DNS: e.DNS, Static: static, Ports: ports, TakesPorts: e.Capabilities["portMappings"]}
+	c := Config{Version: e.CNIVersion, MTU: mtu, Ranges: ranges, DataDir: dir, DNS: e.DNS, Static: static, Ports: ports, TakesPorts: e.Capabilities["portMappings"], LocalhostPorts: e.LocalhostPorts}
 	if c.Chained = e.RawPrevResult != nil; c.Chained {
 		c.Previous, err = e.previous()
 	}

@@ -93,6 +93,7 @@ func (f *routesFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.Masquerade, "masquerade", true, "give packets of pods that leave the cluster the node's address")
 	flags.StringSliceVar(&f.inside, "non-masquerade-cidr", nil, "ranges that see pods' own addresses, besides the cluster's")
 	flags.StringVar(&f.InsideFile, "masquerade-config", "", "file of ip-masq-agent's, whose nonMasqueradeCIDRs are such ranges, too; read again each minute")
+	flags.BoolVar(&f.LocalhostPorts, "localhost-ports", false, "hostPorts of new pods are ports of 127.0.0.1, too (route_localnet at their interfaces)")
 	flags.StringVar(&f.ConfDir, "conf-dir", "/etc/cni/net.d", `where the runtime looks for CNI configurations; "" for none`)
 	flags.StringVar(&f.DataDir, "data-dir", "/run/ropewalk", "where ropewalk-cni keeps which addresses pods have")
 	_ = cmd.MarkFlagDirname("conf-dir") // fails for flags that are not there

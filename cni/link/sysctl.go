@@ -62,6 +62,21 @@ func read(path string) (string, error) {
 	return string(bytes.TrimSpace(b)), err
 }
 
+func localnet(host string) string { return "ipv4/conf/" + host + "/route_localnet" }
+
+// OpenLocalnet lets packets from and to 127.0.0.0/8 pass an interface of the node, as those of ports of 127.0.0.1 have to. Whoever else may
+// send such packets has to be kept off before.
+func OpenLocalnet(host string) error { return write([]sysctl{{localnet(host), "1"}}) }
+
+// CheckLocalnet says that they do not pass, as an error.
+func CheckLocalnet(host string) error {
+	v, err := read(localnet(host))
+	if err == nil && v != "1" {
+		err = fmt.Errorf("%s%s is %s: ports of 127.0.0.1 do not lead there", sysctls, localnet(host), v)
+	}
+	return err
+}
+
 const (
 	forward4 = "ipv4/ip_forward"
 	forward6 = "ipv6/conf/all/forwarding"

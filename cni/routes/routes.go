@@ -40,6 +40,8 @@ type Config struct {
 	InsideFile string
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
+	// LocalhostPorts has the plugin lead ports of 127.0.0.1 to pods, too.
+	LocalhostPorts bool
 	// Patience is for how long something of this node's network has to be missing before the plugin says so to the runtime; 0 is a minute.
 	Patience time.Duration
 	// Log is slog.Default() if nil.

@@ -899,6 +899,142 @@ func TestPorts(t *testing.T) {
 	}
 }
 
+// TestLocalhostPorts holds that ports of 127.0.0.1 lead to pods where that is asked for, that no pod gets to the node's own 127.0.0.1 by it,
+// and that nothing is opened where it is not asked for.
+func TestLocalhostPorts(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	r := newRig(t)
+	ports := func(port int, hostIP string) map[string]any {
+		m := func(protocol string) any {
+			return map[string]any{"hostPort": port, "containerPort": 8080, "protocol": protocol, "hostIP": hostIP}
+		}
+		return map[string]any{"runtimeConfig": map[string]any{"portMappings": []any{m("tcp"), m("udp")}}}
+	}
+	at := func(hostIP string, port int) (failed error) {
+		for _, network := range []string{"tcp", "udp"} {
+			_, err := echo(network, net.JoinHostPort(hostIP, fmt.Sprint(port)), 100)
+			failed = errors.Join(failed, err)
+		}
+		return failed
+	}
+	opened := func() string {
+		return strings.Join(strings.Fields(netns.Run(t, "sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet")), "")
+	}
+	r.pod("off")
+	if got := run(t, r.command(env("ADD", "off"), ports(9090, "127.0.0.1"))); got.Code != 2 || !strings.Contains(got.Error.Error(), "localhostPorts") {
+		t.Errorf("without the option: %v", got.Error.Error())
+	}
+	if got := run(t, r.command(env("ADD", "off"), ports(9090, ""))); got.exit != 0 {
+		t.Fatal(got.Error.Error())
+	}
+	serve(t, "off")
+	if err := at(node4, 9090); err != nil {
+		t.Error(err)
+	}
+	if err := at("127.0.0.1", 9090); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("without the option: %v", err)
+	}
+	r.conf["localhostPorts"] = true
+	r.mustAdd("portless")
+	if got := opened(); strings.Contains(got, "1") {
+		t.Errorf("route_localnet is %s, and nobody has asked for it", got)
+	}
+	added := map[string]answer{}
+	for i, name := range []string{"all", "own"} {
+		r.pod(name)
+		serve(t, name)
+		c := ports(9091+i, []string{"", "127.0.0.1"}[i])
+		got := run(t, r.command(env("ADD", name), c))
+		if added[name] = got; got.exit != 0 {
+			t.Fatal(got.Error.Error())
+		}
+		if err := at("127.0.0.1", 9091+i); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		c["prevResult"] = json.RawMessage(got.stdout)
+		if got := run(t, r.command(env("CHECK", name), c)); got.exit != 0 {
+			t.Errorf("%s: %v", name, got.Error.Error())
+		}
+		key := "net.ipv4.conf." + hostOf(t, added[name]) + ".route_localnet"
+		netns.Run(t, "sysctl", "-qw", key+"=0")
+		if got := run(t, r.command(env("CHECK", name), c)); got.Code != 104 || !strings.Contains(got.Error.Error(), "route_localnet") {
+			t.Errorf("%s: CHECK without route_localnet: %v", name, got.Error.Error())
+		}
+		netns.Run(t, "sysctl", "-qw", key+"=1")
+	}
+	if err := at(node4, 9091); err != nil {
+		t.Error(err)
+	}
+	if err := at(node4, 9092); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a port of 127.0.0.1 alone, at another address: %v", err)
+	}
+	if got := strings.Count(opened(), "1"); got != 2 {
+		t.Errorf("route_localnet is on at %d interfaces", got)
+	}
+	r.guarded("all")
+	for range 2 {
+		for name := range added {
+			if err := r.del(name); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := at("127.0.0.1", 9091); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("after DEL: %v", err)
+	}
+}
+
+// hostOf returns the host end of an attachment.
+func hostOf(t *testing.T, added answer) string {
+	t.Helper()
+	var res struct{ Interfaces []struct{ Name string } }
+	if err := json.Unmarshal([]byte(added.stdout), &res); err != nil || len(res.Interfaces) == 0 {
+		t.Fatalf("%v: %s", err, added.stdout)
+	}
+	return res.Interfaces[0].Name
+}
+
+// guarded holds that packets which a pod sends to 127.0.0.1 of the node get there without the guard only.
+func (r *rig) guarded(pod string) {
+	r.Helper()
+	node, err := net.ListenPacket("udp4", "0.0.0.0:9999")
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer node.Close()
+	netns.Run(r, "ip", "netns", "exec", pod, "sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1")
+	netns.Batch(r, pod, "addr del 127.0.0.1/8 dev lo\nroute add 127.0.0.1 via 169.254.1.1 dev eth0 onlink\n")
+	send := func(to, what string) {
+		in(r, pod, func() {
+			c, err := net.Dial("udp4", to+":9999")
+			if err == nil {
+				_, err = c.Write([]byte(what))
+				_ = c.Close()
+			}
+			if err != nil {
+				r.Error(err)
+			}
+		})
+	}
+	next := func(want string) {
+		r.Helper()
+		b := make([]byte, 100)
+		_ = node.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n, _, err := node.ReadFrom(b); err != nil || string(b[:n]) != want {
+			r.Errorf("%q instead of %q gets to the node, %v", b[:n], want, err)
+		}
+	}
+	send("127.0.0.1", "forced")
+	send(node4, "plain")
+	next("plain")
+	netns.Run(r, "nft", "delete", "chain", "ip", "ropewalk-hostports", "guard")
+	send("127.0.0.1", "forced")
+	next("forced")
+}
+
 // TestConcurrent holds that 200 ADDs at a time give 200 addresses.
 func TestConcurrent(t *testing.T) {
 	if !enter(t) {
