@@ -255,6 +255,9 @@ func TestResult(t *testing.T) {
 	if got := run(t, r.command(e, nil)); got.exit != 0 {
 		t.Errorf("names as long as they may be: %v", got.Error.Error())
 	}
+	if out := netns.Run(t, "ip", "addr", "show", "dev", host.Name); strings.Contains(out, "inet") {
+		t.Errorf("the node's end has an address: %s", out)
+	}
 	for _, where := range [][]string{{"addr", "show", "dev", host.Name}, {"-n", "a", "addr", "show", "dev", ifname}} {
 		if out := netns.Run(t, "ip", where...); strings.Contains(out, "tentative") || !strings.Contains(out, "LOWER_UP") {
 			t.Errorf("not ready: %s", out)
