@@ -49,7 +49,7 @@ type Collector struct {
 
 	mu   sync.Mutex
 	gone map[string]bool // host ends that went away since the last look at leases
-	blur bool            // others may have gone that nobody told of
+	blur bool            // others may have gone, too
 
 	// What Run alone knows.
 	known memory
@@ -186,13 +186,11 @@ func (c *Collector) tell(ends []string, errs ...error) {
 
 // watch notes host ends that go away.
 func (c *Collector) watch(ctx context.Context) {
-	for first := true; ctx.Err() == nil; first = false {
+	for ctx.Err() == nil {
 		updates, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
 		if err := netlink.LinkSubscribe(updates, done); err == nil {
 			stop := context.AfterFunc(ctx, func() { close(done) })
-			if !first {
-				c.note("") // between two subscriptions
-			}
+			c.note("") // of what went before, nobody told
 			for u := range updates {
 				if u.Header.Type == unix.RTM_DELLINK && link.IsHost(u.Attrs().Name) {
 					c.note(u.Attrs().Name)
