@@ -37,7 +37,7 @@ func Check(args *skel.CmdArgs) error {
 	if err != nil {
 		return changed(err)
 	}
-	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c.Ports, spec.Networks())}
+	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c, spec)}
 	for _, a := range lease.Addrs {
 		if !slices.Contains(c.Previous, a) {
 			errs = append(errs, fmt.Errorf("address %s is leased, but not in prevResult", a))
