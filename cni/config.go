@@ -10,7 +10,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
@@ -43,9 +42,8 @@ type Config struct {
 	Static []netip.Addr
 	// Ports are the node's that lead to the pod.
 	Ports []portmap.Mapping
-	// Chained says that there is a prevResult, and Previous are the addresses in it.
-	Chained  bool
-	Previous []netip.Addr
+	// Previous is prevResult: what the plugins before this one have made, or at CHECK all of them. Nil if there is none.
+	Previous *current.Result
 }
 
 // entry is a configuration as it is written. Fields that are not here are somebody else's.
@@ -94,9 +92,7 @@ func ParseConfig(stdin []byte) (Config, error) {
 		return Config{}, err
 	}
 	c := Config{Version: e.CNIVersion, MTU: mtu, Ranges: ranges, DataDir: dir, DNS: e.DNS, Static: static, Ports: ports}
-	if c.Chained = e.RawPrevResult != nil; c.Chained {
-		c.Previous, err = e.previous()
-	}
+	c.Previous, err = previous(&e.PluginConf)
 	return c, err
 }
 
@@ -274,25 +270,6 @@ func attachments(stdin []byte) (map[types.GCAttachment]bool, error) {
 		valid[a] = true
 	}
 	return valid, nil
-}
-
-// previous returns the pod's addresses as the result before has them.
-func (e *entry) previous() ([]netip.Addr, error) {
-	err := version.ParsePrevResult(&e.PluginConf)
-	var r *current.Result
-	if err == nil {
-		r, err = current.NewResultFromResult(e.PrevResult)
-	}
-	if err != nil {
-		return nil, types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
-	}
-	var out []netip.Addr
-	for _, ip := range r.IPs {
-		if a, ok := netip.AddrFromSlice(ip.Address.IP); ok {
-			out = append(out, a.Unmap())
-		}
-	}
-	return out, nil
 }
 
 func wrong(field, value, right string, args ...any) error {

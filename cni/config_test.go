@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
@@ -29,11 +30,11 @@ func TestParseConfig(t *testing.T) {
 			Ranges: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("fd00:244::/64")}}},
 		{`{"cniVersion":"0.3.1","name":"rope","ranges":["fd00::/112"],"dataDir":"/a/../b/","dns":{"domain":"x"},"runtimeConfig":{"ips":["fd00::9/64"],
 			"portMappings":[{"hostPort":0,"containerPort":1},{"hostPort":80,"containerPort":8080,"protocol":"UDP","hostIP":"::"}]},
-			"prevResult":{"cniVersion":"0.3.1","ips":[{"version":"4","address":"10.0.0.1/24"},{"version":"6","address":"fd00::1/128"}]}}`,
+			"prevResult":{"cniVersion":"0.3.1","dns":{"domain":"y"}}}`,
 			Config{Version: "0.3.1", MTU: 1500, DataDir: "/b", Ranges: []netip.Prefix{netip.MustParsePrefix("fd00::/112")},
 				DNS: types.DNS{Domain: "x"}, Static: []netip.Addr{netip.MustParseAddr("fd00::9")},
-				Ports:   []portmap.Mapping{{HostIP: netip.IPv6Unspecified(), HostPort: 80, ContainerPort: 8080, Protocol: portmap.UDP}},
-				Chained: true, Previous: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}},
+				Ports:    []portmap.Mapping{{HostIP: netip.IPv6Unspecified(), HostPort: 80, ContainerPort: 8080, Protocol: portmap.UDP}},
+				Previous: &current.Result{CNIVersion: "1.1.0", DNS: types.DNS{Domain: "y"}}}},
 		{`{"ranges":["10.0.0.0/30"],"runtimeConfig":{"portMappings":[],"bandwidth":{},"ipRanges":null}}`,
 			Config{MTU: 1500, DataDir: DefaultDataDir, Ranges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/30")}}},
 	} {
@@ -41,7 +42,7 @@ func TestParseConfig(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", c.in, err)
 		}
-		if diff := cmp.Diff(c.want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		if diff := cmp.Diff(c.want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
 			t.Error(diff)
 		}
 	}
@@ -83,6 +84,8 @@ func TestParseConfigRefuses(t *testing.T) {
 		{`"runtimeConfig":{"ips":["fe80::1%eth0"]}`, 7, "fe80::1%eth0"},
 		{`"prevResult":{"ips":3}`, 6, "prevResult"},
 		{`"prevResult":3`, 6, "prevResult"},
+		{`"prevResult":{"cniVersion":"1.1.0","ips":[null]}`, 6, "null"},
+		{`"prevResult":{"cniVersion":"1.1.0","IPS":[{"address":"10.0.0.1/24"},null]}`, 6, "null"},
 	} {
 		in := strings.TrimSuffix(plain, "}") + "," + c.change + "}" // the last of two fields counts
 		_, err := ParseConfig([]byte(in))

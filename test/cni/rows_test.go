@@ -61,7 +61,7 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := state(t)
-	prev := map[string]any{"cniVersion": "1.1.0", "interfaces": []any{}, "ips": []any{}}
+	prev := map[string]any{"cniVersion": "1.1.0", "interfaces": []any{map[string]any{"name": ifname, "sandbox": "/run/netns/pod"}}}
 	for _, c := range []struct {
 		what string
 		env  map[string]string
@@ -84,7 +84,7 @@ func TestErrors(t *testing.T) {
 		{"no ranges", nil, map[string]any{"ranges": nil}, 7, "podCIDR"},
 		{"mode", nil, map[string]any{"mode": "ringed"}, 7, `"ringed"; there is "routed"`},
 		{"wanted elsewhere", map[string]string{"CNI_ARGS": "IP=192.0.2.9"}, nil, 7, "192.0.2.9"},
-		{"chained", nil, map[string]any{"prevResult": prev}, 7, "first"},
+		{"another's interface", nil, map[string]any{"prevResult": prev}, 7, ifname},
 		{"interface exists", map[string]string{"CNI_NETNS": "/run/netns/taken"}, nil, 101, ifname},
 		{"wanted but reserved", map[string]string{"CNI_ARGS": "IP=10.244.0.0"}, nil, 7, "10.244.0.0"},
 	} {
