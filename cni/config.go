@@ -248,22 +248,25 @@ func notInPodNames(r rune) bool {
 	return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '/')
 }
 
-// attachments returns what is valid at a GC. A list that is not there is refused: it is not the same as an empty one.
+// attachments returns what is valid at a GC, nil if there is no list, which is not the same as an empty one. An early libcni had its name wrong.
 func attachments(stdin []byte) (map[types.GCAttachment]bool, error) {
-	const key = "cni.dev/valid-attachments"
 	var e struct {
 		Valid json.RawMessage `json:"cni.dev/valid-attachments"`
+		Early json.RawMessage `json:"cni.dev/attachments"`
 	}
 	var list []types.GCAttachment
 	err := json.Unmarshal(stdin, &e)
+	if len(e.Valid) == 0 {
+		e.Valid = e.Early
+	}
 	if err == nil && len(e.Valid) == 0 {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, key+" is missing", "GC removes what is not in it; [] removes all")
+		return nil, nil
 	}
 	if err == nil {
 		err = json.Unmarshal(e.Valid, &list)
 	}
 	if err != nil {
-		return nil, types.NewError(types.ErrDecodingFailure, key+" cannot be read", err.Error())
+		return nil, types.NewError(types.ErrDecodingFailure, "cni.dev/valid-attachments cannot be read", err.Error())
 	}
 	valid := map[types.GCAttachment]bool{}
 	for _, a := range list {

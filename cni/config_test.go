@@ -174,11 +174,15 @@ func TestFull(t *testing.T) {
 
 func TestAttachments(t *testing.T) {
 	for in, want := range map[string]int{
-		`{}`: -7, `{"cni.dev/valid-attachments":3}`: -6, `{"cni.dev/valid-attachments":null}`: 0, `{"cni.dev/valid-attachments":[]}`: 0,
+		`{}`: -1, `{"cni.dev/attachments":[{"containerID":"a","ifname":"b"},{"containerID":"c","ifname":"b"}]}`: 2,
+		`{"cni.dev/attachments":[{}],"cni.dev/valid-attachments":[]}`: 0, `[]`: -6, `{"cni.dev/valid-attachments":3}`: -6, `{"cni.dev/valid-attachments":null}`: 0, `{"cni.dev/valid-attachments":[]}`: 0,
 		`{"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}]}`: 1,
 	} {
 		got, err := attachments([]byte(in))
 		n := len(got)
+		if got == nil {
+			n = -1
+		}
 		var e *types.Error
 		if errors.As(err, &e) {
 			n = -int(e.Code)

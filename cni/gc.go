@@ -12,8 +12,11 @@ import (
 	"github.com/ropewalk-net/ropewalk/cni/link"
 )
 
+// grace is how old a lease is at least that Collect may free, where a GC has no list.
+const grace = time.Minute
+
 // GC detaches whoever is not in the runtime's list of valid attachments. It goes on past errors and returns them together. The leases
-// are all there is to look at, since no interface is without one.
+// are all there is to look at, since no interface is without one. Without a list, as cnitool calls it, only what is certainly dead goes.
 func GC(args *skel.CmdArgs) error {
 	dir, err := dataDir(args.StdinData)
 	if err != nil {
@@ -22,6 +25,12 @@ func GC(args *skel.CmdArgs) error {
 	valid, err := attachments(args.StdinData)
 	if err != nil {
 		return err
+	}
+	if valid == nil {
+		if _, err := Collect(dir, grace); err != nil {
+			return gcError(err)
+		}
+		return nil
 	}
 	var leases []ipam.Lease
 	if err := withStore(dir, func(s *ipam.Store) error { leases, err = s.List(); return err }); err != nil {
@@ -37,9 +46,13 @@ func GC(args *skel.CmdArgs) error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return types.NewError(CodeKernel, "not all could be removed", err.Error())
+		return gcError(err)
 	}
 	return nil
+}
+
+func gcError(err error) error {
+	return types.NewError(CodeKernel, "not all could be removed", err.Error())
 }
 
 // Collect does without a runtime that calls GC, as containerd does not: it frees the leases of dir that are older than grace and whose

@@ -661,8 +661,8 @@ func TestGC(t *testing.T) {
 		r.mustAdd(name)
 	}
 	netns.Run(t, "ip", "netns", "del", "c")
-	if got := run(t, r.command(env("GC", ""), nil)); got.Code != 7 || len(r.leases()) != 3 {
-		t.Errorf("without a list: %v", got.Error.Error())
+	if got := run(t, r.command(env("GC", ""), nil)); got.exit != 0 || len(r.leases()) != 3 { // c's is young
+		t.Errorf("without a list: %v, left are %v", got.Error.Error(), r.leases())
 	}
 	// libcni keeps a cache of its own and would send a DEL for each: the program is on its own here.
 	valid := map[string]any{"cni.dev/valid-attachments": []types.GCAttachment{{ContainerID: "b", IfName: ifname}}}
