@@ -45,9 +45,9 @@ func withPrograms(run func() int) int {
 	}
 	defer os.RemoveAll(dir)
 	const reference = "github.com/containernetworking/plugins/plugins/"
-	build := [][]string{{"tool", "-n"}, {"build", "-o", dir + "/", "github.com/containernetworking/cni/cnitool", reference + "ipam/host-local",
+	build := [][]string{{"build", "-o", dir + "/", "github.com/containernetworking/cni/cnitool", reference + "ipam/host-local",
 		reference + "main/bridge", reference + "main/loopback", reference + "meta/bandwidth", reference + "meta/firewall",
-		reference + "meta/portmap", reference + "meta/sbr", reference + "meta/tuning"}}[1:]
+		reference + "meta/portmap", reference + "meta/sbr", reference + "meta/tuning"}}
 	if os.Getenv(binaryEnv) == "" {
 		os.Setenv(binaryEnv, filepath.Join(dir, "ropewalk-cni"))
 		build = append(build, []string{"build", "-C", coredns.Root(), "-o", os.Getenv(binaryEnv), "./cmd/ropewalk-cni"})
@@ -64,7 +64,7 @@ func withPrograms(run func() int) int {
 	return run()
 }
 
-// enter is netns.Enter with the node's addresses, a data directory that nobody else has, and IPv4 and IPv6 that nobody has touched.
+// enter is netns.Enter with the node's addresses.
 func enter(t *testing.T) bool { return netns.Enter(t, node4+"/32", node6+"/128") }
 
 // path is where a runtime looks for plugins.
@@ -168,10 +168,4 @@ func (n *node) talk(addrs ...string) {
 		}
 		stop()
 	}
-}
-
-// nothing is a file that says who may not be reached.
-func nft(t *testing.T) string {
-	t.Helper()
-	return netns.Run(t, "nft", "list", "ruleset")
 }
