@@ -222,6 +222,9 @@ func checkStatic(static []netip.Addr, ranges []netip.Prefix) error {
 	return nil
 }
 
+// maxPodName is that of a namespace (RFC 1123 label), a slash and a pod (RFC 1123 subdomain).
+const maxPodName = 63 + 1 + 253
+
 // wanted returns what CNI_ARGS says: the pod as namespace/name, and addresses, by IP. What is not known is not ours.
 func wanted(args string) (pod string, static []netip.Addr, err error) {
 	var namespace, name string
@@ -238,7 +241,7 @@ func wanted(args string) (pod string, static []netip.Addr, err error) {
 		}
 	}
 	// It is shown to people, and says nothing to machines: what Kubernetes would not name a pod is dropped.
-	if pod = namespace + "/" + name; namespace == "" || name == "" || strings.ContainsFunc(pod, notInPodNames) {
+	if pod = namespace + "/" + name; namespace == "" || name == "" || len(pod) > maxPodName || strings.ContainsFunc(pod, notInPodNames) {
 		pod = ""
 	}
 	return pod, static, nil

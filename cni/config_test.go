@@ -101,6 +101,7 @@ func TestWanted(t *testing.T) {
 		{"", "", ""},
 		{"IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=a.b-1;K8S_POD_INFRA_CONTAINER_ID=7", "ns/a.b-1", ""},
 		{"K8S_POD_NAME=a", "", ""},
+		{"K8S_POD_NAMESPACE=n;K8S_POD_NAME=" + strings.Repeat("a", 400), "", ""},
 		{"K8S_POD_NAMESPACE=n\x1b[2J;K8S_POD_NAME=a", "", ""},
 		{";;=;IP=10.0.0.1/24,fd00::1", "", "10.0.0.1 fd00::1"},
 		{"IP=", "error", ""},

@@ -44,7 +44,7 @@ type storm struct {
 	mu        sync.Mutex
 	survivors map[string][]byte // what ADD has returned, by name
 	dead      []string
-	took      time.Duration     // what an undisturbed call takes
+	took      time.Duration // what an undisturbed call takes
 }
 
 // TestStorm holds that whatever ADD and DEL were doing when they were killed, a GC leaves the attachments that the runtime knows of, and
