@@ -684,6 +684,57 @@ func TestGC(t *testing.T) {
 	r.empty("after a GC of all")
 }
 
+// TestGCErrors holds that a GC that cannot remove one attachment removes the others, and says which one is left.
+func TestGCErrors(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "strace")
+	r := newRig(t)
+	dead := []string{"dead1", "dead2", "dead3"}
+	for _, name := range append(dead, "alive") {
+		r.pod(name)
+	}
+	must(t, run(t, r.command(env("ADD", "alive"), nil)))
+	r.conf["cni.dev/valid-attachments"] = []types.GCAttachment{{ContainerID: "alive", IfName: ifname}}
+	failed := 0
+	for n := 1; ; n++ {
+		for i, name := range dead {
+			ports := map[string]any{"portMappings": []any{map[string]any{"hostPort": 9090 + i, "containerPort": 8080}}}
+			must(t, run(t, r.command(env("ADD", name), map[string]any{"runtimeConfig": ports})))
+		}
+		exit, times, out := r.injectOutput("GC", fmt.Sprintf("sendto:error=EIO:when=%d", n))
+		left := r.leases()
+		left = slices.DeleteFunc(left, func(l ipam.Lease) bool { return l.Container == "alive" })
+		switch {
+		case exit == 0 && len(left) > 0:
+			t.Errorf("call %d: it succeeds, and leaves %v", n, left)
+		case exit == 1 && times == 1:
+			failed++
+			if len(left) != 1 || !strings.Contains(out, left[0].Container) || strings.Count(out, "dead") != 1 {
+				t.Errorf("call %d: left are %v: %s", n, left, out)
+			}
+		}
+		must(t, run(t, r.command(env("GC", ""), nil)))
+		if l := r.leases(); len(l) != 1 || l[0].Container != "alive" {
+			t.Fatalf("call %d: the next GC leaves %v", n, l)
+		}
+		if l, err := portmap.List(); err != nil || len(l) > 0 {
+			t.Errorf("call %d: the next GC leaves ports: %v, %v", n, l, err)
+		}
+		if times == 0 {
+			break
+		}
+	}
+	if failed == 0 {
+		t.Error("GC has never failed")
+	}
+	serve(t, "alive")
+	if _, err := talk(t, "", "tcp", r.leases()[0].Addrs[0].String(), 10); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCollect holds that leases of pods that are gone are freed after a while, without a list, and others are not.
 func TestCollect(t *testing.T) {
 	if !enter(t) {
@@ -921,6 +972,13 @@ func TestEveryCall(t *testing.T) {
 // that was done to.
 func (r *rig) inject(command, what string) (exit, times int) {
 	r.Helper()
+	exit, times, _ = r.injectOutput(command, what)
+	return exit, times
+}
+
+// injectOutput is inject, and returns what the program says, too.
+func (r *rig) injectOutput(command, what string) (exit, times int, said string) {
+	r.Helper()
 	trace := filepath.Join(r.TempDir(), "trace")
 	cmd := r.command(env(command, "a"), nil)
 	call, how, _ := strings.Cut(what, ":")
@@ -930,11 +988,11 @@ func (r *rig) inject(command, what string) (exit, times int) {
 	}
 	cmd.Args = []string{"strace", "-f", "-qq", "-o", trace, "-e", "trace=" + call, "-e", "inject=" + call + ":" + how, cmd.Path}
 	cmd.Path = path
-	_ = cmd.Run()
+	answer, _ := cmd.Output()
 	exit = cmd.ProcessState.ExitCode()
 	out, err := os.ReadFile(trace)
 	if err != nil {
 		r.Fatal(err)
 	}
-	return exit, strings.Count(string(out), "INJECTED")
+	return exit, strings.Count(string(out), "INJECTED"), string(answer)
 }
