@@ -46,21 +46,12 @@ func portOwner(args *skel.CmdArgs) portmap.Owner {
 	return portmap.Owner{Container: args.ContainerID, Interface: args.IfName}
 }
 
-// alone returns each address as the network that the pod reaches without a router.
-func alone(addrs []netip.Addr) []netip.Prefix {
-	var out []netip.Prefix
-	for _, a := range addrs {
-		out = append(out, netip.PrefixFrom(a, a.BitLen()))
-	}
-	return out
-}
-
 // openPorts leads the node's ports to the pod, if there are to be any.
-func openPorts(args *skel.CmdArgs, ports []portmap.Mapping, addrs []netip.Addr) error {
+func openPorts(args *skel.CmdArgs, ports []portmap.Mapping, pod []netip.Prefix) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	switch err := portmap.Add(portOwner(args), ports, alone(addrs), false); {
+	switch err := portmap.Add(portOwner(args), ports, pod, false); {
 	case errors.Is(err, portmap.ErrTaken):
 		return types.NewError(CodeTaken, "a port is another pod's", err.Error())
 	case errors.Is(err, portmap.ErrInvalid):
@@ -78,11 +69,11 @@ func closePorts(args *skel.CmdArgs) error {
 	return nil
 }
 
-func checkPorts(args *skel.CmdArgs, ports []portmap.Mapping, addrs []netip.Addr) error {
+func checkPorts(args *skel.CmdArgs, ports []portmap.Mapping, pod []netip.Prefix) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	if err := portmap.Check(portOwner(args), ports, alone(addrs), false); err != nil {
+	if err := portmap.Check(portOwner(args), ports, pod, false); err != nil {
 		return fmt.Errorf("ports: %w", err)
 	}
 	return nil
