@@ -37,6 +37,9 @@ func Check(args *skel.CmdArgs) error {
 		return changed(err)
 	}
 	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c.Ports, spec.Networks())}
+	if c.Masquerade {
+		errs = append(errs, checkMasquerade(lease.Addrs))
+	}
 	for _, a := range lease.Addrs {
 		if !includes(c.Previous, a) {
 			errs = append(errs, fmt.Errorf("address %s is leased, but not in prevResult", a))

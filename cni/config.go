@@ -61,6 +61,8 @@ type Config struct {
 	MAC net.HardwareAddr
 	// Ports are the node's that lead to the pod.
 	Ports []portmap.Mapping
+	// Masquerade says that there are to be rules by which packets that leave the cluster get the node's address: CHECK looks for them.
+	Masquerade bool
 	// Previous is prevResult: what the plugins before this one have made, or at CHECK all of them. Nil if there is none.
 	Previous *current.Result
 }
@@ -73,6 +75,7 @@ type entry struct {
 	HairpinMode   *bool    `json:"hairpinMode"`
 	MACSpoofCheck bool     `json:"macspoofchk"`
 	MTU           int      `json:"mtu"`
+	Masquerade    bool     `json:"masquerade"`
 	Ranges        []string `json:"ranges"`
 	Args          struct {
 		CNI struct {
@@ -109,7 +112,7 @@ func ParseConfig(stdin []byte, args string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Version: e.CNIVersion, DataDir: dir, DNS: e.DNS}
+	c := Config{Version: e.CNIVersion, DataDir: dir, DNS: e.DNS, Masquerade: e.Masquerade}
 	for _, read := range []func() error{
 		e.supported,
 		func() (err error) { c.Bridge, err = e.bridge(); return err },

@@ -26,6 +26,7 @@ import (
 
 	plugin "github.com/ropewalk-net/ropewalk/cni"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
@@ -555,6 +556,47 @@ func TestCheck(t *testing.T) {
 	}
 	if got := run(t, r.command(env("CHECK", "p0"), nil)); got.Code != 7 {
 		t.Errorf("without prevResult: %v", got.Error.Error())
+	}
+}
+
+// TestCheckMasquerade holds that CHECK finds out that packets would leave the cluster with a pod's address, where the configuration says that
+// they must not.
+func TestCheckMasquerade(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	r := newRig(t)
+	r.mustAdd("a")
+	r.conf["masquerade"] = true
+	apply := func(pods ...string) {
+		t.Helper()
+		c := masquerade.Config{}
+		for _, p := range pods {
+			c.Pods = append(c.Pods, netip.MustParsePrefix(p))
+		}
+		if err := masquerade.Apply(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		what   string
+		damage func()
+		says   string
+	}{
+		{"all is there", func() { apply(range4, range6, "10.9.0.0/16") }, ""},
+		{"other pods", func() { apply("10.243.0.0/16", "10.245.0.0/16", range6) }, "10.244.0.2"},
+		{"one family", func() { apply(range4) }, "fd00:244::2"},
+		{"no rule", func() {
+			apply(range4, range6)
+			netns.Run(t, "nft", "flush", "chain", "ip6", masquerade.Table, "postrouting")
+		}, "no rule"},
+		{"nothing", func() { netns.Run(t, "nft", "flush", "ruleset") }, "no rule"},
+	} {
+		c.damage()
+		if err := r.check("a"); c.says == "" && err != nil || c.says != "" && (code(err) != 104 || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%s: %v", c.what, err)
+		}
 	}
 }
 
