@@ -37,6 +37,9 @@ func Add(args *skel.CmdArgs) error {
 	}
 
 	owner := ipam.Owner{Container: args.ContainerID, Interface: args.IfName, Netns: args.Netns, Pod: podName(args.Args), MAC: c.MAC.String()}
+	if c.Bridge != nil {
+		owner.Bridge = c.Bridge.Name
+	}
 	lease, err := allocate(c, owner)
 	if codeOf(err) == types.ErrIOFailure { // there may be a lease all the same, if it could not be written to the end
 		return undone(err, release(c.DataDir, args))
@@ -70,8 +73,11 @@ func Add(args *skel.CmdArgs) error {
 func allocate(c Config, o ipam.Owner) (lease ipam.Lease, err error) {
 	err = withStore(c.DataDir, func(s *ipam.Store) error {
 		for _, a := range c.Asked {
-			if rests, err := s.Rests(a); err != nil || rests {
-				return errors.Join(err, types.NewError(types.ErrTryAgainLater, "address "+a.String()+" was another pod's a moment ago", ""))
+			switch rests, err := s.Rests(a); {
+			case err != nil:
+				return err
+			case rests:
+				return types.NewError(types.ErrTryAgainLater, "address "+a.String()+" was another pod's a moment ago", "")
 			}
 		}
 		lease, err = s.Allocate(o, c.Pools, slices.Concat(c.Static, c.Asked))

@@ -17,11 +17,12 @@ import (
 )
 
 // Owner is who an address is for. Container and Interface tell one from another; Netns, the path of the network namespace, Pod, as in
-// "namespace/name", and MAC, a hardware address that somebody has wanted, are notes.
+// "namespace/name", MAC, a hardware address that somebody has wanted, and Bridge, which the pod is on, are notes.
 type Owner struct {
 	Container, Interface string
 	Netns, Pod           string
 	MAC                  string `json:",omitempty"`
+	Bridge               string `json:",omitempty"`
 }
 
 // Lease is what somebody has.
@@ -375,7 +376,7 @@ func decode(key, value []byte) (Lease, error) {
 const maxName = 4096
 
 func (o Owner) validate() error {
-	for _, s := range []string{o.Container, o.Interface, o.Netns, o.Pod, o.MAC} {
+	for _, s := range []string{o.Container, o.Interface, o.Netns, o.Pod, o.MAC, o.Bridge} {
 		if len(s) > maxName || !utf8.ValidString(s) {
 			return fmt.Errorf("%w: %.64q is too long, or not UTF-8", ErrOwner, s)
 		}

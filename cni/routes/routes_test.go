@@ -181,7 +181,7 @@ func TestRun(t *testing.T) {
 	given["cniVersion"], given["name"] = conf.CNIVersion, "ropewalk"
 	if stdin, err := json.Marshal(given); err != nil {
 		t.Error(err)
-	} else if c, err := cni.ParseConfig(stdin); err != nil || c.MTU != p.MTU || len(c.Ranges) != 2 {
+	} else if c, err := cni.ParseConfig(stdin, ""); err != nil || c.MTU != p.MTU || len(c.Pools) != 2 {
 		t.Errorf("the plugin makes %+v of it, %v", c, err)
 	}
 	netns.Batch(t, "", "route del "+clusternet.FarCIDR4+"\nroute del "+clusternet.FarCIDR6+"\n")
