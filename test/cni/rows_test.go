@@ -383,6 +383,27 @@ func TestFailedAdd(t *testing.T) {
 	}
 }
 
+// TestDeaf holds that nothing is left of an ADD whose runtime is gone when there is a result.
+func TestDeaf(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.pod("a")
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	_ = reader.Close()
+	cmd := r.command(env("ADD", "a"), nil)
+	cmd.Stdout = writer
+	if err := cmd.Run(); err == nil {
+		t.Error("it succeeds")
+	}
+	r.empty("afterwards")
+}
+
 // TestForeign holds that an interface of somebody else's that has the name is neither used nor removed, by a failed ADD and the DEL that follows.
 func TestForeign(t *testing.T) {
 	if !enter(t) {
