@@ -596,7 +596,7 @@ func TestCheckMasquerade(t *testing.T) {
 		for _, p := range pods {
 			c.Pods = append(c.Pods, netip.MustParsePrefix(p))
 		}
-		if err := masquerade.Apply(c); err != nil {
+		if _, err := new(masquerade.Tables).Apply(c, true); err != nil {
 			t.Fatal(err)
 		}
 	}
