@@ -189,7 +189,7 @@ func TestLook(t *testing.T) {
 	must(t, err)
 	s, err := ipam.Open(c.config.DataDir)
 	must(t, err)
-	_, err = s.Allocate(ipam.Owner{Container: "a", Interface: "eth0"}, c.config.Ranges(), nil)
+	_, err = s.Allocate(ipam.Owner{Container: "a", Interface: "eth0"}, []ipam.Pool{{ipam.Whole(c.config.Ranges()[0])}}, nil)
 	must(t, err)
 	must(t, s.Close())
 	host := hostOf("b", "eth0")
