@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ropewalk-net/ropewalk/cni/bandwidth"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
@@ -158,6 +159,10 @@ func (c *Collector) look(now time.Time) bool {
 			c.metrics.collected.WithLabelValues(string(o.kind)).Inc()
 			c.config.Log.Info("freed what a pod has left that is gone", "kind", string(o.kind), "container", o.container, "interface", o.ifname)
 		}
+	}
+	limits, err := bandwidth.Collect()
+	if c.metrics.collected.WithLabelValues(someLimits).Add(float64(limits)); err != nil {
+		failed = append(failed, err)
 	}
 	c.metrics.unleased.Set(float64(len(ends)))
 	c.tell(ends, failed...)

@@ -206,6 +206,7 @@ ropewalk_cni_addresses{range="10.0.0.0/29"} 5
 # HELP ropewalk_cni_collected_total What was freed that pods had left which were gone, by kind.
 # TYPE ropewalk_cni_collected_total counter
 ropewalk_cni_collected_total{kind="lease"} %d
+ropewalk_cni_collected_total{kind="limits"} 0
 ropewalk_cni_collected_total{kind="ports"} 0
 # HELP ropewalk_cni_interfaces_without_lease Interfaces of pods whose addresses are not leased.
 # TYPE ropewalk_cni_interfaces_without_lease gauge

@@ -28,6 +28,7 @@ func newMetrics(c Config) (*metrics, error) {
 	for _, k := range []kind{aLease, somePorts} {
 		m.collected.WithLabelValues(string(k))
 	}
+	m.collected.WithLabelValues(someLimits)
 	if c.Registerer == nil {
 		return m, nil
 	}

@@ -28,6 +28,9 @@ const (
 	anEnd kind = "interface"
 )
 
+// someLimits are the interfaces by which pods were limited. They are alone as soon as a host end is gone (bandwidth.Collect).
+const someLimits = "limits"
+
 // orphan is something that nothing seems to need.
 type orphan struct {
 	kind              kind
