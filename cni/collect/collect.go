@@ -156,7 +156,7 @@ func (c *Collector) look(now time.Time) bool {
 		}
 		if delete(c.known, o); freed {
 			c.metrics.collected.WithLabelValues(string(o.kind)).Inc()
-			c.config.Log.Info("freed what a pod has left that is gone", "kind", string(o.kind), "container", o.container, "interface", o.ifname)
+			c.config.Log.Info("freed what a pod has left that is gone", "kind", string(o.kind), "pod", o.name, "container", o.container, "interface", o.ifname)
 		}
 	}
 	c.metrics.unleased.Set(float64(len(ends)))

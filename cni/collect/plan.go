@@ -33,6 +33,7 @@ type orphan struct {
 	kind              kind
 	container, ifname string     // of a lease and of ports
 	since             int64      // of a lease: that of a later ADD is another one
+	name              string     // of a lease: its pod's, as a note
 	pod               netip.Addr // where ports lead
 	host              string     // of a host end
 }
@@ -47,10 +48,13 @@ func orphans(n node) (found []orphan) {
 		host := hostOf(l.Container, l.Interface)
 		leased[portmap.Owner{Container: l.Container, Interface: l.Interface}], ends[host] = l, true
 		if !n.hosts[host] {
-			found = append(found, orphan{kind: aLease, container: l.Container, ifname: l.Interface, since: l.Since.UnixNano()})
+			found = append(found, orphan{kind: aLease, container: l.Container, ifname: l.Interface, since: l.Since.UnixNano(), name: l.Pod})
 		}
 	}
 	for _, p := range n.ports {
+		if p.Owner.Container == "" || p.Owner.Interface == "" {
+			continue // added by hand
+		}
 		l, there := leased[p.Owner]
 		if needed(l, there, p.Pod, func() bool { return n.hosts[hostOf(p.Owner.Container, p.Owner.Interface)] }) {
 			continue
