@@ -95,11 +95,10 @@ func (c *Collector) Run(ctx context.Context) error {
 				continue
 			}
 		}
-		wait := often
-		if !c.look(time.Now()) {
+		wait, now := often, time.Now()
+		if !c.look(now) {
 			wait = c.config.Grace
 		}
-		now := time.Now()
 		full = now.Add(wait)
 		if at, any := c.known.due(now, c.config.Grace); any && at.Before(full) {
 			full = at
