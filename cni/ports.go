@@ -54,31 +54,25 @@ func portOwner(args *skel.CmdArgs) portmap.Owner {
 	return portmap.Owner{Container: args.ContainerID, Interface: args.IfName}
 }
 
-// alone returns each address as the network that the pod reaches without a router.
-func alone(addrs []netip.Addr) []netip.Prefix {
-	var out []netip.Prefix
-	for _, a := range addrs {
-		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+// localnet says whether ports of 127.0.0.0/8 lead to a pod, and by which interface.
+func (c Config) localnet(s link.Spec) (by string, ok bool) {
+	if by = s.Host; s.Bridge != nil {
+		by = s.Bridge.Name
 	}
-	return out
-}
-
-// localnet says whether ports of 127.0.0.0/8 lead to a pod with these addresses.
-func (c Config) localnet(addrs []netip.Addr) bool {
-	return c.LocalhostPorts && slices.ContainsFunc(addrs, netip.Addr.Is4) && slices.ContainsFunc(c.Ports, func(m portmap.Mapping) bool {
+	return by, c.LocalhostPorts && s.Has4() && slices.ContainsFunc(c.Ports, func(m portmap.Mapping) bool {
 		return !m.HostIP.IsValid() || m.HostIP.IsUnspecified() || m.HostIP.IsLoopback()
 	})
 }
 
 // openPorts leads the node's ports to the pod, if there are to be any. The rules of ports keep from 127.0.0.1 whoever may not get there,
 // so that they come first.
-func openPorts(args *skel.CmdArgs, c Config, host string, addrs []netip.Addr) error {
+func openPorts(args *skel.CmdArgs, c Config, s link.Spec) error {
 	if len(c.Ports) == 0 {
 		return nil
 	}
-	err := portmap.Add(portOwner(args), c.Ports, alone(addrs), c.LocalhostPorts)
-	if err == nil && c.localnet(addrs) {
-		err = link.OpenLocalnet(host)
+	err := portmap.Add(portOwner(args), c.Ports, s.Networks(), c.LocalhostPorts)
+	if by, ok := c.localnet(s); ok && err == nil {
+		err = link.OpenLocalnet(by)
 	}
 	switch {
 	case errors.Is(err, portmap.ErrTaken):
@@ -98,13 +92,13 @@ func closePorts(args *skel.CmdArgs) error {
 	return nil
 }
 
-func checkPorts(args *skel.CmdArgs, c Config, host string, addrs []netip.Addr) error {
+func checkPorts(args *skel.CmdArgs, c Config, s link.Spec) error {
 	if len(c.Ports) == 0 {
 		return nil
 	}
-	err := portmap.Check(portOwner(args), c.Ports, alone(addrs), c.LocalhostPorts)
-	if c.localnet(addrs) {
-		err = errors.Join(err, link.CheckLocalnet(host))
+	err := portmap.Check(portOwner(args), c.Ports, s.Networks(), c.LocalhostPorts)
+	if by, ok := c.localnet(s); ok {
+		err = errors.Join(err, link.CheckLocalnet(by))
 	}
 	if err != nil {
 		return fmt.Errorf("ports: %w", err)

@@ -112,7 +112,7 @@ func TestFree(t *testing.T) {
 	dir := t.TempDir()
 	s, err := ipam.Open(dir)
 	must(t, err)
-	ranges := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}
+	ranges := []ipam.Pool{{ipam.Whole(netip.MustParsePrefix("10.0.0.0/24"))}}
 	leases := map[string]ipam.Lease{}
 	for _, c := range []string{"anew", "back", "gone", "kept"} {
 		leases[c], err = s.Allocate(ipam.Owner{Container: c, Interface: "eth0"}, ranges, nil)
