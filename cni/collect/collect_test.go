@@ -203,11 +203,12 @@ func TestLook(t *testing.T) {
 	must(t, err)
 	s, err := ipam.Open(c.config.DataDir)
 	must(t, err)
-	_, err = s.Allocate(ipam.Owner{Container: "a", Interface: "eth0"}, c.config.Ranges(), nil)
+	_, err = s.Allocate(ipam.Owner{Container: "a", Interface: "eth0"}, []ipam.Pool{{ipam.Whole(c.config.Ranges()[0])}}, nil)
 	must(t, err)
 	must(t, s.Close())
 	host := hostOf("b", "eth0")
 	netns.Run(t, "ip", "link", "add", host, "type", "veth", "peer", "name", "x")
+	netns.Run(t, "ip", "link", "add", "ri01234567", "type", "ifb")
 	count := func(want string) {
 		t.Helper()
 		must(t, testutil.GatherAndCompare(reg, strings.NewReader(want), "ropewalk_cni_collected_total", "ropewalk_cni_interfaces_without_lease", "ropewalk_cni_leases", "ropewalk_cni_addresses"))
@@ -219,6 +220,7 @@ func TestLook(t *testing.T) {
 ropewalk_cni_addresses{range="10.0.0.0/29"} 5
 # HELP ropewalk_cni_collected_total What was freed that pods had left which were gone, by kind.
 # TYPE ropewalk_cni_collected_total counter
+ropewalk_cni_collected_total{kind="ifb"} 1
 ropewalk_cni_collected_total{kind="lease"} %d
 ropewalk_cni_collected_total{kind="ports"} 0
 # HELP ropewalk_cni_interfaces_without_lease Interfaces of pods whose addresses are not leased.

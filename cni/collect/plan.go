@@ -24,6 +24,8 @@ const (
 	aLease kind = "lease"
 	// somePorts lead to an address that their owner has no lease of.
 	somePorts kind = "ports"
+	// anIFB has no host end. Nothing that is made anew can be taken for one, so that it goes at once (bandwidth.Collect).
+	anIFB kind = "ifb"
 	// anEnd has no lease. It leads to a namespace that is still there, or it would be gone: it may be of a pod that runs, and stays.
 	anEnd kind = "interface"
 )
