@@ -18,8 +18,8 @@ func Add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if c.Chained {
-		return types.NewError(types.ErrInvalidNetworkConfig, "there is a prevResult", "this plugin makes the pod's interface: it is the first of its list")
+	if err := checkPrevious(c.Previous, args.IfName); err != nil {
+		return err
 	}
 	if err := ipam.CheckStatic(c.Pools, slices.Concat(c.Static, c.Asked)); err != nil {
 		return types.NewError(types.ErrInvalidNetworkConfig, "the wanted addresses", err.Error())
@@ -60,7 +60,7 @@ func Add(args *skel.CmdArgs) error {
 	if err := openPorts(args, c, spec); err != nil {
 		return undone(err, detach(c.DataDir, args))
 	}
-	if err := types.PrintResult(result(c, spec, args.Netns), c.Version); err != nil {
+	if err := types.PrintResult(chain(c.Previous, result(c, spec, args.Netns)), c.Version); err != nil {
 		// The runtime does not know of it, or not all.
 		err = types.NewError(types.ErrIOFailure, "the result cannot be written", err.Error())
 		return undone(err, detach(c.DataDir, args))

@@ -3,7 +3,6 @@ package cni
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -18,7 +17,7 @@ func Check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if !c.Chained {
+	if c.Previous == nil {
 		return types.NewError(types.ErrInvalidNetworkConfig, "prevResult is missing", "CHECK is given what ADD has returned")
 	}
 	pod, err := openPod(args.Netns)
@@ -38,8 +37,11 @@ func Check(args *skel.CmdArgs) error {
 		return changed(err)
 	}
 	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c, spec)}
+	if c.Masquerade {
+		errs = append(errs, checkMasquerade(lease.Addrs))
+	}
 	for _, a := range lease.Addrs {
-		if !slices.Contains(c.Previous, a) {
+		if !includes(c.Previous, a) {
 			errs = append(errs, fmt.Errorf("address %s is leased, but not in prevResult", a))
 		}
 	}

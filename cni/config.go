@@ -14,7 +14,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/utils"
-	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/link"
@@ -66,9 +65,10 @@ type Config struct {
 	LocalhostPorts bool
 	// TakesPorts says that the runtime passes ports on (capability portMappings).
 	TakesPorts bool
-	// Chained says that there is a prevResult, and Previous are the addresses in it.
-	Chained  bool
-	Previous []netip.Addr
+	// Masquerade says that there are to be rules by which packets that leave the cluster get the node's address: CHECK looks for them.
+	Masquerade bool
+	// Previous is prevResult: what the plugins before this one have made, or at CHECK all of them. Nil if there is none.
+	Previous *current.Result
 }
 
 // entry is a configuration as it is written. Fields that are not here are somebody else's.
@@ -81,6 +81,7 @@ type entry struct {
 	MTU            int      `json:"mtu"`
 	Ranges         []string `json:"ranges"`
 	LocalhostPorts bool     `json:"localhostPorts"`
+	Masquerade     bool     `json:"masquerade"`
 	Args           struct {
 		CNI struct {
 			IPs []string `json:"ips"`
@@ -116,7 +117,7 @@ func ParseConfig(stdin []byte, args string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Version: e.CNIVersion, DataDir: dir, DNS: e.DNS, Chained: e.RawPrevResult != nil,
+	c := Config{Version: e.CNIVersion, DataDir: dir, DNS: e.DNS, Masquerade: e.Masquerade,
 		TakesPorts: e.Capabilities["portMappings"], LocalhostPorts: e.LocalhostPorts}
 	for _, read := range []func() error{
 		e.supported,
@@ -128,15 +129,13 @@ func ParseConfig(stdin []byte, args string) (Config, error) {
 			c.Ports, err = parsePorts(e.RuntimeConfig.PortMappings, e.LocalhostPorts)
 			return err
 		},
+		func() (err error) { c.Previous, err = previous(&e.PluginConf); return err },
 	} {
 		if err := read(); err != nil {
 			return Config{}, err
 		}
 	}
-	if c.Chained {
-		c.Previous, err = e.previous()
-	}
-	return c, err
+	return c, nil
 }
 
 // supported refuses what would silently not be done.
@@ -371,12 +370,15 @@ func parseArgs(args string) map[string]string {
 	return out
 }
 
+// maxPodName is that of a namespace (RFC 1123 label), a slash and a pod (RFC 1123 subdomain).
+const maxPodName = 63 + 1 + 253
+
 // podName returns what CNI_ARGS say the pod is called, as namespace/name. It is shown to people, and says nothing to machines: what Kubernetes
 // would not name a pod is dropped.
 func podName(args string) string {
 	all := parseArgs(args)
 	namespace, name := all["K8S_POD_NAMESPACE"], all["K8S_POD_NAME"]
-	if pod := namespace + "/" + name; namespace != "" && name != "" && !strings.ContainsFunc(pod, notInPodNames) {
+	if pod := namespace + "/" + name; namespace != "" && name != "" && len(pod) <= maxPodName && !strings.ContainsFunc(pod, notInPodNames) {
 		return pod
 	}
 	return ""
@@ -386,47 +388,31 @@ func notInPodNames(r rune) bool {
 	return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '/')
 }
 
-// attachments returns what is valid at a GC. A list that is not there is refused: it is not the same as an empty one.
+// attachments returns what is valid at a GC, nil if there is no list, which is not the same as an empty one. An early libcni had its name wrong.
 func attachments(stdin []byte) (map[types.GCAttachment]bool, error) {
-	const key = "cni.dev/valid-attachments"
 	var e struct {
 		Valid json.RawMessage `json:"cni.dev/valid-attachments"`
+		Early json.RawMessage `json:"cni.dev/attachments"`
 	}
 	var list []types.GCAttachment
 	err := json.Unmarshal(stdin, &e)
+	if len(e.Valid) == 0 {
+		e.Valid = e.Early
+	}
 	if err == nil && len(e.Valid) == 0 {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, key+" is missing", "GC removes what is not in it; [] removes all")
+		return nil, nil
 	}
 	if err == nil {
 		err = json.Unmarshal(e.Valid, &list)
 	}
 	if err != nil {
-		return nil, types.NewError(types.ErrDecodingFailure, key+" cannot be read", err.Error())
+		return nil, types.NewError(types.ErrDecodingFailure, "cni.dev/valid-attachments cannot be read", err.Error())
 	}
 	valid := map[types.GCAttachment]bool{}
 	for _, a := range list {
 		valid[a] = true
 	}
 	return valid, nil
-}
-
-// previous returns the pod's addresses as the result before has them.
-func (e *entry) previous() ([]netip.Addr, error) {
-	err := version.ParsePrevResult(&e.PluginConf)
-	var r *current.Result
-	if err == nil {
-		r, err = current.NewResultFromResult(e.PrevResult)
-	}
-	if err != nil {
-		return nil, types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
-	}
-	var out []netip.Addr
-	for _, ip := range r.IPs {
-		if a, ok := netip.AddrFromSlice(ip.Address.IP); ok {
-			out = append(out, a.Unmap())
-		}
-	}
-	return out, nil
 }
 
 // spec returns what connects a pod with these addresses, which are of the pools.

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
@@ -38,13 +39,13 @@ func TestParseConfig(t *testing.T) {
 			Pools: pools("10.244.0.0/24", "fd00:244::/64")}},
 		{`{"cniVersion":"0.3.1","name":"rope","ranges":["fd00::/112"],"dataDir":"/a/../b/","dns":{"domain":"x"},"runtimeConfig":{"ips":["fd00::9/64"],
 			"portMappings":[{"hostPort":0,"containerPort":1},{"hostPort":80,"containerPort":8080,"protocol":"UDP","hostIP":"::"}]},
-			"prevResult":{"cniVersion":"0.3.1","ips":[{"version":"4","address":"10.0.0.1/24"},{"version":"6","address":"fd00::1/128"}]}}`,
+			"prevResult":{"cniVersion":"0.3.1","dns":{"domain":"y"}}}`,
 			Config{Version: "0.3.1", MTU: 1500, DataDir: "/b", Pools: pools("fd00::/112"),
 				DNS: types.DNS{Domain: "x"}, Static: []netip.Addr{netip.MustParseAddr("fd00::9")},
-				Ports:   []portmap.Mapping{{HostIP: netip.IPv6Unspecified(), HostPort: 80, ContainerPort: 8080, Protocol: portmap.UDP}},
-				Chained: true, Previous: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}},
-		{`{"ranges":["10.0.0.0/30"],"runtimeConfig":{"portMappings":[],"bandwidth":{},"ipRanges":null}}`,
-			Config{MTU: 1500, DataDir: DefaultDataDir, Pools: pools("10.0.0.0/30")}},
+				Ports:    []portmap.Mapping{{HostIP: netip.IPv6Unspecified(), HostPort: 80, ContainerPort: 8080, Protocol: portmap.UDP}},
+				Previous: &current.Result{CNIVersion: "1.1.0", DNS: types.DNS{Domain: "y"}}}},
+		{`{"ranges":["10.0.0.0/30"],"masquerade":true,"runtimeConfig":{"portMappings":[],"bandwidth":{},"ipRanges":null}}`,
+			Config{MTU: 1500, DataDir: DefaultDataDir, Masquerade: true, Pools: pools("10.0.0.0/30")}},
 		{`{"mode":"bridge","ranges":["10.0.0.0/24"]}`, Config{MTU: 1500, DataDir: DefaultDataDir, Pools: pools("10.0.0.0/24"), Bridge: &link.Bridge{Name: "rw0", Hairpin: true}}},
 		{`{"mode":"bridge","bridge":"br7","hairpinMode":false,"macspoofchk":true,"args":{"cni":{"ips":["10.0.0.9"],"mac":"02:00:00:00:00:01"}},
 			"runtimeConfig":{"ipRanges":[[{"subnet":"10.1.0.0/24","rangeStart":"10.1.0.5","gateway":"10.1.0.254"},{"subnet":"10.2.0.0/24","rangeEnd":"10.2.0.9"}],[]],
@@ -59,7 +60,7 @@ func TestParseConfig(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", c.in, err)
 		}
-		if diff := cmp.Diff(c.want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		if diff := cmp.Diff(c.want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
 			t.Error(diff)
 		}
 	}
@@ -120,6 +121,8 @@ func TestParseConfigRefuses(t *testing.T) {
 		{`"runtimeConfig":{"ips":["fe80::1%eth0"]}`, 7, "fe80::1%eth0"},
 		{`"prevResult":{"ips":3}`, 6, "prevResult"},
 		{`"prevResult":3`, 6, "prevResult"},
+		{`"prevResult":{"cniVersion":"1.1.0","ips":[null]}`, 6, "null"},
+		{`"prevResult":{"cniVersion":"1.1.0","IPS":[{"address":"10.0.0.1/24"},null]}`, 6, "null"},
 	} {
 		in := strings.TrimSuffix(plain, "}") + "," + c.change + "}" // the last of two fields counts
 		_, err := ParseConfig([]byte(in), "")
@@ -135,6 +138,7 @@ func TestArgs(t *testing.T) {
 		{"", "", "", ""},
 		{"IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=a.b-1;K8S_POD_INFRA_CONTAINER_ID=7", "ns/a.b-1", "", ""},
 		{"K8S_POD_NAME=a", "", "", ""},
+		{"K8S_POD_NAMESPACE=n;K8S_POD_NAME=" + strings.Repeat("a", 400), "", "", ""},
 		{"K8S_POD_NAMESPACE=n\x1b[2J;K8S_POD_NAME=a", "", "", ""},
 		{";;=;IP=10.0.0.1/24,fd00::1;MAC=02:00:00:00:00:01", "", "10.0.0.1 fd00::1", "02:00:00:00:00:01"},
 		{"IP=", "error", "", ""},
@@ -159,11 +163,15 @@ func TestArgs(t *testing.T) {
 
 func TestAttachments(t *testing.T) {
 	for in, want := range map[string]int{
-		`{}`: -7, `{"cni.dev/valid-attachments":3}`: -6, `{"cni.dev/valid-attachments":null}`: 0, `{"cni.dev/valid-attachments":[]}`: 0,
+		`{}`: -1, `{"cni.dev/attachments":[{"containerID":"a","ifname":"b"},{"containerID":"c","ifname":"b"}]}`: 2,
+		`{"cni.dev/attachments":[{}],"cni.dev/valid-attachments":[]}`: 0, `[]`: -6, `{"cni.dev/valid-attachments":3}`: -6, `{"cni.dev/valid-attachments":null}`: 0, `{"cni.dev/valid-attachments":[]}`: 0,
 		`{"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}]}`: 1,
 	} {
 		got, err := attachments([]byte(in))
 		n := len(got)
+		if got == nil {
+			n = -1
+		}
 		var e *types.Error
 		if errors.As(err, &e) {
 			n = -int(e.Code)

@@ -37,6 +37,8 @@ var (
 	ErrExists = errors.New("there is a lease for this container and interface")
 	// ErrTaken says that a static address is somebody else's.
 	ErrTaken = errors.New("address is taken")
+	// ErrOwner says that an owner's names cannot be kept.
+	ErrOwner = errors.New("owner of a lease")
 )
 
 // ExhaustedError says that all of a pool's addresses are in use.
@@ -376,11 +378,11 @@ const maxName = 4096
 func (o Owner) validate() error {
 	for _, s := range []string{o.Container, o.Interface, o.Netns, o.Pod, o.MAC, o.Bridge} {
 		if len(s) > maxName || !utf8.ValidString(s) {
-			return fmt.Errorf("owner of a lease: %.64q is too long, or not UTF-8", s)
+			return fmt.Errorf("%w: %.64q is too long, or not UTF-8", ErrOwner, s)
 		}
 	}
 	if o.Container == "" || o.Interface == "" || bytes.IndexByte(o.key(), 0) != len(o.Container) || bytes.Count(o.key(), []byte{0}) != 1 {
-		return fmt.Errorf("owner of a lease: container %q, interface %q", o.Container, o.Interface)
+		return fmt.Errorf("%w: container %q, interface %q", ErrOwner, o.Container, o.Interface)
 	}
 	return nil
 }

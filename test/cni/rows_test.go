@@ -28,6 +28,7 @@ import (
 	"github.com/ropewalk-net/ropewalk/cni/collect"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/limited"
+	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
@@ -63,7 +64,7 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := state(t)
-	prev := map[string]any{"cniVersion": "1.1.0", "interfaces": []any{}, "ips": []any{}}
+	prev := map[string]any{"cniVersion": "1.1.0", "interfaces": []any{map[string]any{"name": ifname, "sandbox": "/run/netns/pod"}}}
 	for _, c := range []struct {
 		what string
 		env  map[string]string
@@ -86,7 +87,7 @@ func TestErrors(t *testing.T) {
 		{"no ranges", nil, map[string]any{"ranges": nil}, 7, "podCIDR"},
 		{"mode", nil, map[string]any{"mode": "ringed"}, 7, `"ringed"; there are "routed" and "bridge"`},
 		{"wanted elsewhere", map[string]string{"CNI_ARGS": "IP=192.0.2.9"}, nil, 7, "192.0.2.9"},
-		{"chained", nil, map[string]any{"prevResult": prev}, 7, "first"},
+		{"another's interface", nil, map[string]any{"prevResult": prev}, 7, ifname},
 		{"interface exists", map[string]string{"CNI_NETNS": "/run/netns/taken"}, nil, 101, ifname},
 		{"wanted but reserved", map[string]string{"CNI_ARGS": "IP=10.244.0.0"}, nil, 7, "10.244.0.0"},
 	} {
@@ -387,6 +388,27 @@ func TestFailedAdd(t *testing.T) {
 	}
 }
 
+// TestDeaf holds that nothing is left of an ADD whose runtime is gone when there is a result.
+func TestDeaf(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.pod("a")
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	_ = reader.Close()
+	cmd := r.command(env("ADD", "a"), nil)
+	cmd.Stdout = writer
+	if err := cmd.Run(); err == nil {
+		t.Error("it succeeds")
+	}
+	r.empty("afterwards")
+}
+
 // TestForeign holds that an interface of somebody else's that has the name is neither used nor removed, by a failed ADD and the DEL that follows.
 func TestForeign(t *testing.T) {
 	if !enter(t) {
@@ -495,10 +517,14 @@ func TestCheck(t *testing.T) {
 	for i, c := range []struct{ damage, says string }{
 		{"", ""},
 		{"ip link del HOST", "is missing"},
+		{"ip link del HOST; ip link add HOST address HOSTMAC up type bridge", "is a bridge"},
 		{"ip link set HOST down", "down"},
 		{"ip route del V4 dev HOST", "route to V4 is missing"},
 		{"ip -6 route del V6 dev HOST", "route to V6 is missing"},
 		{"ip neigh del V4 dev HOST", "neighbour V4"},
+		{"ip neigh replace V4 lladdr 02:00:00:00:00:01 nud permanent dev HOST", "neighbour V4"},
+		{"ip neigh replace V4 lladdr PODMAC nud reachable dev HOST", "neighbour V4"},
+		{"ip -n POD neigh replace fe80::1 lladdr 02:00:00:00:00:01 nud permanent dev eth0", "neighbour fe80::1"},
 		{"ip -6 neigh del V6 dev HOST", "neighbour V6"},
 		{"ip -n POD link set eth0 down", "down"},
 		{"ip -n POD link set eth0 address 02:00:00:00:00:01", "MAC"},
@@ -519,20 +545,26 @@ func TestCheck(t *testing.T) {
 			t.Fatal(err)
 		}
 		a := addresses(res)
-		fill := strings.NewReplacer("HOST", res.Interfaces[0].Name, "POD", name, "V4", a[0], "V6", a[1])
+		fill := strings.NewReplacer("HOSTMAC", res.Interfaces[0].Mac, "HOST", res.Interfaces[0].Name, "PODMAC", res.Interfaces[1].Mac, "POD", name, "V4", a[0], "V6", a[1])
 		if c.damage == "" {
 			if err := r.check(name); err != nil {
 				t.Error(err)
 			}
 			continue
 		}
-		cmd := strings.Fields(fill.Replace(c.damage))
-		netns.Run(t, cmd[0], cmd[1:]...)
+		for _, line := range strings.Split(fill.Replace(c.damage), "; ") {
+			cmd := strings.Fields(line)
+			netns.Run(t, cmd[0], cmd[1:]...)
+		}
 		if err := r.check(name); code(err) != 104 || !strings.Contains(err.Error(), fill.Replace(c.says)) {
 			t.Errorf("%s: %v", c.damage, err)
 		}
 	}
 	r.mustAdd("a")
+	prev := map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0", "ips": []any{map[string]any{"address": "10.244.0.1/32"}}}}
+	if got := run(t, r.command(env("CHECK", "a"), prev)); got.Code != 104 || !strings.Contains(got.Details, "not in prevResult") {
+		t.Errorf("another prevResult: %v", got.Error.Error())
+	}
 	s, err := ipam.Open(r.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -545,12 +577,52 @@ func TestCheck(t *testing.T) {
 		t.Errorf("without its lease: %v", err)
 	}
 	r.pod("never")
-	prev := map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0"}}
 	if got := run(t, r.command(env("CHECK", "never"), prev)); got.Code != 3 {
 		t.Errorf("what was never added: %v", got.Error.Error())
 	}
 	if got := run(t, r.command(env("CHECK", "p0"), nil)); got.Code != 7 {
 		t.Errorf("without prevResult: %v", got.Error.Error())
+	}
+}
+
+// TestCheckMasquerade holds that CHECK finds out that packets would leave the cluster with a pod's address, where the configuration says that
+// they must not.
+func TestCheckMasquerade(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	r := newRig(t)
+	r.mustAdd("a")
+	r.conf["masquerade"] = true
+	apply := func(pods ...string) {
+		t.Helper()
+		c := masquerade.Config{}
+		for _, p := range pods {
+			c.Pods = append(c.Pods, netip.MustParsePrefix(p))
+		}
+		if _, err := new(masquerade.Tables).Apply(c, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		what   string
+		damage func()
+		says   string
+	}{
+		{"all is there", func() { apply(range4, range6, "10.9.0.0/16") }, ""},
+		{"other pods", func() { apply("10.243.0.0/16", "10.245.0.0/16", range6) }, "10.244.0.2"},
+		{"one family", func() { apply(range4) }, "fd00:244::2"},
+		{"no rule", func() {
+			apply(range4, range6)
+			netns.Run(t, "nft", "flush", "chain", "ip6", masquerade.Table, "postrouting")
+		}, "no rule"},
+		{"nothing", func() { netns.Run(t, "nft", "flush", "ruleset") }, "no rule"},
+	} {
+		c.damage()
+		if err := r.check("a"); c.says == "" && err != nil || c.says != "" && (code(err) != 104 || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%s: %v", c.what, err)
+		}
 	}
 }
 
@@ -672,6 +744,15 @@ func TestStatus(t *testing.T) {
 	if err := status(); code(err) != 50 {
 		t.Errorf("without podCIDRs: %v", err)
 	}
+	r.conf["ranges"] = []string{range4, range6}
+	netns.Tmpfs(t, "/proc/sys/net", map[string]string{"/proc/sys/net/ipv4/ip_forward": "1"}) // as a kernel that was started with ipv6.disable=1
+	if err := status(); code(err) != 50 || !strings.Contains(err.Error(), "IPv6") {
+		t.Errorf("without IPv6 in the kernel: %v", err)
+	}
+	r.conf["ranges"] = []string{range4}
+	if err := status(); err != nil {
+		t.Errorf("of IPv4 alone: %v", err)
+	}
 }
 
 // TestStatusKernel holds that STATUS fails where the kernel lacks something, may not be asked for it, or where leases cannot be written, and
@@ -728,8 +809,8 @@ func TestGC(t *testing.T) {
 		r.mustAdd(name)
 	}
 	netns.Run(t, "ip", "netns", "del", "c")
-	if got := run(t, r.command(env("GC", ""), nil)); got.Code != 7 || len(r.leases()) != 3 {
-		t.Errorf("without a list: %v", got.Error.Error())
+	if got := run(t, r.command(env("GC", ""), nil)); got.exit != 0 || len(r.leases()) != 3 { // c's is young
+		t.Errorf("without a list: %v, left are %v", got.Error.Error(), r.leases())
 	}
 	// libcni keeps a cache of its own and would send a DEL for each: the program is on its own here.
 	valid := map[string]any{"cni.dev/valid-attachments": []types.GCAttachment{{ContainerID: "b", IfName: ifname}}}
@@ -749,6 +830,62 @@ func TestGC(t *testing.T) {
 		t.Error(err)
 	}
 	r.empty("after a GC of all")
+}
+
+// TestGCErrors holds that a GC that cannot remove one attachment removes the others, and says which one is left.
+func TestGCErrors(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "strace")
+	r := newRig(t)
+	dead := []string{"dead1", "dead2", "dead3"}
+	for _, name := range append(dead, "alive") {
+		r.pod(name)
+	}
+	must(t, run(t, r.command(env("ADD", "alive"), nil)))
+	r.conf["cni.dev/valid-attachments"] = []types.GCAttachment{{ContainerID: "alive", IfName: ifname}}
+	failed := 0
+	for n := 1; ; n++ {
+		for i, name := range dead {
+			ports := map[string]any{"portMappings": []any{map[string]any{"hostPort": 9090 + i, "containerPort": 8080}}}
+			must(t, run(t, r.command(env("ADD", name), map[string]any{"runtimeConfig": ports})))
+		}
+		exit, times, out := r.injectOutput("GC", fmt.Sprintf("sendto:error=EIO:when=%d", n))
+		left := r.leases()
+		left = slices.DeleteFunc(left, func(l ipam.Lease) bool { return l.Container == "alive" })
+		switch {
+		case exit == 0 && len(left) > 0:
+			t.Errorf("call %d: it succeeds, and leaves %v", n, left)
+		case exit == 1 && times < len(dead): // calls of each thread are counted by themselves
+			failed++
+			if len(left) == 0 || len(left) > times || strings.Count(out, "dead") != len(left) {
+				t.Errorf("call %d, %d failed: left are %v: %s", n, times, left, out)
+			}
+			for _, l := range left {
+				if !strings.Contains(out, l.Container) {
+					t.Errorf("call %d: %s is left, but not named: %s", n, l.Container, out)
+				}
+			}
+		}
+		must(t, run(t, r.command(env("GC", ""), nil)))
+		if l := r.leases(); len(l) != 1 || l[0].Container != "alive" {
+			t.Fatalf("call %d: the next GC leaves %v", n, l)
+		}
+		if l, err := portmap.List(); err != nil || len(l) > 0 {
+			t.Errorf("call %d: the next GC leaves ports: %v, %v", n, l, err)
+		}
+		if times == 0 {
+			break
+		}
+	}
+	if failed == 0 {
+		t.Error("GC has never failed")
+	}
+	serve(t, "alive")
+	if _, err := talk(t, "", "tcp", r.leases()[0].Addrs[0].String(), 10); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestCollect holds that what pods leave that go without a DEL is freed after a while, without a list, and what others have is not.
@@ -1068,9 +1205,18 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	distinct := sorted(slices.Concat(got...))
-	if n := len(slices.Compact(distinct)); n != 2*pods {
-		t.Errorf("%d addresses", n)
+	for i, r := range []string{range4, range6} { // the order of the ranges
+		p, seen := netip.MustParsePrefix(r), map[netip.Addr]bool{}
+		for _, addrs := range got {
+			if len(addrs) != 2 {
+				t.Fatalf("a pod has %v", addrs)
+			}
+			a := netip.MustParseAddr(addrs[i])
+			if seen[a] || !p.Contains(a) {
+				t.Errorf("%s is of two pods, or not of %s", a, p)
+			}
+			seen[a] = true
+		}
 	}
 	for i := range pods {
 		wg.Go(func() {
@@ -1168,6 +1314,13 @@ func everyCall(t *testing.T, r *rig, all []injection) {
 // that was done to.
 func (r *rig) inject(command, what string) (exit, times int) {
 	r.Helper()
+	exit, times, _ = r.injectOutput(command, what)
+	return exit, times
+}
+
+// injectOutput is inject, and returns what the program says, too.
+func (r *rig) injectOutput(command, what string) (exit, times int, said string) {
+	r.Helper()
 	trace := filepath.Join(r.TempDir(), "trace")
 	cmd := r.command(env(command, "a"), nil)
 	call, how, _ := strings.Cut(what, ":")
@@ -1177,11 +1330,11 @@ func (r *rig) inject(command, what string) (exit, times int) {
 	}
 	cmd.Args = []string{"strace", "-f", "-qq", "-o", trace, "-e", "trace=" + call, "-e", "inject=" + call + ":" + how, cmd.Path}
 	cmd.Path = path
-	_ = cmd.Run()
+	answer, _ := cmd.Output()
 	exit = cmd.ProcessState.ExitCode()
 	out, err := os.ReadFile(trace)
 	if err != nil {
 		r.Fatal(err)
 	}
-	return exit, strings.Count(string(out), "INJECTED")
+	return exit, strings.Count(string(out), "INJECTED"), string(answer)
 }
