@@ -905,7 +905,7 @@ func TestCollect(t *testing.T) {
 		}
 	}
 	serve(t, "stays")
-	// As the kernel does it some time after the namespace is gone, which here keeps the sockets of others.
+	// As the kernel does some time after the namespace is gone.
 	netns.Run(t, "ip", "-n", "before", "link", "del", ifname)
 	c, err := collect.New(collect.Config{DataDir: r.dir, Grace: 90 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
