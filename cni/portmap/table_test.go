@@ -183,6 +183,20 @@ func TestGuard(t *testing.T) {
 	expect(t, "", "tcp", "127.0.0.1", 80, "pod0", clusternet.Gateway4)
 }
 
+// TestRedirected holds that who connects to 127.0.0.1 is seen as such where somebody else has led him to another port there.
+func TestRedirected(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	start(t, 1)
+	sysctl(t, "veth0/route_localnet", "1")
+	clusternet.Serve(t, "", "127.0.0.1:9999")
+	must(t, Add(owner(0), both(80, 8080), podAddrs(0), true))
+	netns.Run(t, "nft", "table ip x { chain c { type nat hook output priority -100; ip daddr 127.0.0.1 tcp dport 81 redirect to :9999; }; }")
+	expect(t, "", "tcp", "127.0.0.1", 81, "", "127.0.0.1")
+	expect(t, "", "tcp", "127.0.0.1", 80, "pod0", clusternet.Gateway4)
+}
+
 // TestFlows holds that a UDP client which keeps its port gets to whom the node's port leads at the moment.
 func TestFlows(t *testing.T) {
 	if !netns.Enter(t) {
