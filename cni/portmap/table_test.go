@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -293,6 +294,47 @@ func btoi(b bool) int {
 		return 1
 	}
 	return 0
+}
+
+// TestListed holds that a list has all that is there for all of the time, whatever else comes and goes meanwhile.
+func TestListed(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	must(t, Add(owner(0), both(1, 1), podAddrs(0), false)) // so that the table is there
+	f := families[0]
+	some := func(first, n int) (list []element) {
+		for i := first; i < first+n; i++ {
+			es, err := wanted(f, owner(i), both(uint16(i), 1), []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)}, false)
+			must(t, err)
+			list = append(list, slices.DeleteFunc(es, func(e element) bool { return e.set != portsMap })...)
+		}
+		return list
+	}
+	const stay = 300
+	c, err := open()
+	must(t, err)
+	must(t, c.commit(&change{family: f, intact: true, add: some(1000, stay)}))
+	defer c.close()
+	come := change{family: f, intact: true, add: some(5000, 100)}
+	leave := change{family: f, intact: true, remove: come.add}
+	for range 50 {
+		var group sync.WaitGroup
+		group.Go(func() { // less often than a list is asked for anew
+			for range 4 {
+				if err := errors.Join(c.commit(&come), c.commit(&leave)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		list, err := List()
+		group.Wait()
+		must(t, err)
+		list = slices.DeleteFunc(list, func(e Entry) bool { return e.HostPort < 1000 || e.HostPort >= 1000+stay })
+		if len(list) != stay*2 {
+			t.Fatalf("%d of %d are listed", len(list), stay*2)
+		}
+	}
 }
 
 // TestRaces has many Adds and Deletes at once: one gets a port, and those that want different ones do not come into each other's way.
