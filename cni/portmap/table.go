@@ -64,6 +64,9 @@ func remove(o Owner, to func(netip.Addr) bool) error {
 		return nil // Add has refused it, too
 	}
 	c, err := open()
+	if without(err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -95,6 +98,9 @@ func remove(o Owner, to func(netip.Addr) bool) error {
 // List returns all mappings. One of several families, or of 127.0.0.1 too, is several entries.
 func List() ([]Entry, error) {
 	c, err := open()
+	if without(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -351,12 +357,21 @@ func (c *conn) withdraw(f *family, list []element) error {
 	return c.flush()
 }
 
+// without says whether an error is that of a kernel which has no nftables, and so no ports of anybody's: without nfnetlink, or of nfnetlink
+// without nf_tables (nfnetlink_rcv_msg).
+func without(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
 // read lists a table's elements; none if there is no table. The kernel gives a list in several messages, and what is deleted between two of them
 // can hide what is behind it. So the list is one of which nothing was changed meanwhile, if there is any at all in so many attempts.
 func (c *conn) read(f *family) (list []element, err error) {
 	const lists = 10
 	for range lists {
 		tables, err := c.ListTablesOfFamily(f.id)
+		if without(err) {
+			return nil, nil
+		}
 		if err != nil {
 			return nil, fmt.Errorf("listing tables: %w", err)
 		}

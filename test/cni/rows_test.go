@@ -508,6 +508,34 @@ func TestDel(t *testing.T) {
 	}
 }
 
+// TestDelWithoutNftables holds that a kernel which has none has no ports of the pod's either, whereas one that does not answer may have some.
+func TestDelWithoutNftables(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "strace")
+	r := newRig(t)
+	for _, c := range []struct {
+		errno string
+		exit  int
+	}{{"EINVAL", 0}, {"EOPNOTSUPP", 0}, {"EIO", 1}} {
+		r.pod("a")
+		if got := run(t, r.command(env("ADD", "a"), nil)); got.exit != 0 {
+			t.Fatal(got.Error.Error())
+		}
+		if exit, times, said := r.injectOutput("DEL", "sendmsg:error="+c.errno); exit != c.exit || times == 0 {
+			t.Errorf("%s: exit %d after %d calls: %s", c.errno, exit, times, said)
+		}
+		if n := len(r.leases()); n != c.exit {
+			t.Errorf("%s: %d leases", c.errno, n)
+		}
+		if err := r.del("a"); err != nil {
+			t.Error(err)
+		}
+		netns.Run(t, "ip", "netns", "del", "a")
+	}
+}
+
 // TestCheck holds that CHECK finds each part that is missing.
 func TestCheck(t *testing.T) {
 	if !enter(t) {
