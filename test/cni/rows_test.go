@@ -756,6 +756,16 @@ func TestStatus(t *testing.T) {
 		t.Errorf("without forwarding: %v", err)
 	}
 	netns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	busy, err := ipam.Open(r.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := status(); err != nil {
+		t.Errorf("while others have the leases: %v", err)
+	}
+	if err := busy.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if err := limited.Write(r.dir, "no tunnel"); err != nil {
 		t.Fatal(err)
 	}
