@@ -205,9 +205,12 @@ func TestFlows(t *testing.T) {
 	}
 	start(t, 2)
 	for _, host := range []string{clusternet.Node4, clusternet.Node6} {
-		i := 0
+		i, mappings := 0, both(80, 8080)
 		if host == clusternet.Node6 {
 			i = 1 // nothing of the one family is in the way of the other
+			for p := range uint16(few) {
+				mappings = append(mappings, mapping("", 100+p, 8080, UDP))
+			}
 		}
 		stop := clusternet.Serve(t, "", net.JoinHostPort(host, "80"))
 		var c net.Conn
@@ -227,7 +230,7 @@ func TestFlows(t *testing.T) {
 			}
 		}
 		ask("")
-		must(t, Add(owner(i), both(80, 8080), podAddrs(i), false))
+		must(t, Add(owner(i), mappings, podAddrs(i), false))
 		ask(clusternet.Pod(i))
 		must(t, Add(owner(1-i), both(85, 8080), podAddrs(1-i), false)) // not its business
 		ask(clusternet.Pod(i))
