@@ -357,8 +357,8 @@ func (c *conn) withdraw(f *family, list []element) error {
 	return c.flush()
 }
 
-// without says whether an error is that of a kernel which has no nftables, and so no ports of anybody's: without nfnetlink, or of nfnetlink
-// without nf_tables (nfnetlink_rcv_msg).
+// without says whether an error is that of a kernel which does not have what was asked, nf_tables or nf_conntrack_netlink: one without nfnetlink, or
+// nfnetlink without that (nfnetlink_rcv_msg).
 func without(err error) bool {
 	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
 }
