@@ -57,7 +57,7 @@ func Add(args *skel.CmdArgs) error {
 	case err != nil:
 		return undone(kernelError("attaching the pod", err), release(c.DataDir, args))
 	}
-	if err := openPorts(args, c.Ports, spec.Networks()); err != nil {
+	if err := openPorts(args, c, spec); err != nil {
 		return undone(err, detach(c.DataDir, args))
 	}
 	if err := types.PrintResult(chain(c.Previous, result(c, spec, args.Netns)), c.Version); err != nil {

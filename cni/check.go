@@ -36,7 +36,7 @@ func Check(args *skel.CmdArgs) error {
 	if err != nil {
 		return changed(err)
 	}
-	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c.Ports, spec.Networks())}
+	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c, spec)}
 	if c.Masquerade {
 		errs = append(errs, checkMasquerade(lease.Addrs))
 	}

@@ -61,6 +61,10 @@ type Config struct {
 	MAC net.HardwareAddr
 	// Ports are the node's that lead to the pod.
 	Ports []portmap.Mapping
+	// LocalhostPorts has ports of all of the node's addresses be those of 127.0.0.1, too, and lets pods ask for some of 127.0.0.0/8 alone.
+	LocalhostPorts bool
+	// TakesPorts says that the runtime passes ports on (capability portMappings).
+	TakesPorts bool
 	// Masquerade says that there are to be rules by which packets that leave the cluster get the node's address: CHECK looks for them.
 	Masquerade bool
 	// Previous is prevResult: what the plugins before this one have made, or at CHECK all of them. Nil if there is none.
@@ -70,14 +74,15 @@ type Config struct {
 // entry is a configuration as it is written. Fields that are not here are somebody else's.
 type entry struct {
 	types.PluginConf
-	Mode          string   `json:"mode"`
-	Bridge        string   `json:"bridge"`
-	HairpinMode   *bool    `json:"hairpinMode"`
-	MACSpoofCheck bool     `json:"macspoofchk"`
-	MTU           int      `json:"mtu"`
-	Masquerade    bool     `json:"masquerade"`
-	Ranges        []string `json:"ranges"`
-	Args          struct {
+	Mode           string   `json:"mode"`
+	Bridge         string   `json:"bridge"`
+	HairpinMode    *bool    `json:"hairpinMode"`
+	MACSpoofCheck  bool     `json:"macspoofchk"`
+	MTU            int      `json:"mtu"`
+	Ranges         []string `json:"ranges"`
+	LocalhostPorts bool     `json:"localhostPorts"`
+	Masquerade     bool     `json:"masquerade"`
+	Args           struct {
 		CNI struct {
 			IPs []string `json:"ips"`
 			MAC string   `json:"mac"`
@@ -123,14 +128,18 @@ func ParseConfig(stdin []byte, args string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c := Config{Version: e.CNIVersion, DataDir: dir, DNS: e.DNS, Masquerade: e.Masquerade}
+	c := Config{Version: e.CNIVersion, DataDir: dir, DNS: e.DNS, Masquerade: e.Masquerade,
+		TakesPorts: e.Capabilities["portMappings"], LocalhostPorts: e.LocalhostPorts}
 	for _, read := range []func() error{
 		e.supported,
 		func() (err error) { c.Bridge, err = e.bridge(); return err },
 		func() (err error) { c.Pools, err = e.pools(); return err },
 		func() (err error) { c.MTU, err = parseMTU(e.MTU, c.Pools); return err },
 		func() error { return e.wishes(&c, parseArgs(args)) },
-		func() (err error) { c.Ports, err = parsePorts(e.RuntimeConfig.PortMappings); return err },
+		func() (err error) {
+			c.Ports, err = parsePorts(e.RuntimeConfig.PortMappings, e.LocalhostPorts)
+			return err
+		},
 		func() (err error) { c.Previous, err = previous(&e.PluginConf); return err },
 	} {
 		if err := read(); err != nil {

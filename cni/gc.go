@@ -17,7 +17,7 @@ const grace = time.Minute
 
 // GC detaches whoever is not in the runtime's list of valid attachments. It goes on past errors and returns them together. The leases
 // are all there is to look at, since no interface is without one. Without a list, as cnitool calls it, only what is certainly dead goes:
-// whose interface on the node the kernel has taken away with the pod's namespace.
+// whose interface on the node the kernel has taken away with the pod's namespace. What nobody calls GC for, package collect frees.
 func GC(args *skel.CmdArgs) error {
 	dir, err := dataDir(args.StdinData)
 	if err != nil {
@@ -51,30 +51,4 @@ func GC(args *skel.CmdArgs) error {
 		return types.NewError(CodeKernel, "not all could be removed", err.Error())
 	}
 	return nil
-}
-
-// Collect does without a runtime that calls GC, as containerd does not: it frees the leases of dir that are older than grace and whose
-// interface is gone from the node, which the kernel takes away with the pod's namespace. It returns how many. Grace is for an ADD that is
-// under way: a minute is long.
-func Collect(dir string, grace time.Duration) (freed int, err error) {
-	var leases []ipam.Lease
-	if err := withStore(dir, func(s *ipam.Store) error { leases, err = s.List(); return err }); err != nil {
-		return 0, err
-	}
-	there, err := link.Hosts()
-	if err != nil {
-		return 0, err
-	}
-	var errs []error
-	for _, l := range leases {
-		if time.Since(l.Since) < grace || there[link.New(l.Container, l.Interface, "", 0, nil).Host] {
-			continue
-		}
-		if err := detach(dir, &skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		freed++
-	}
-	return freed, errors.Join(errs...)
 }

@@ -5,10 +5,13 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/limited"
 	"github.com/ropewalk-net/ropewalk/cni/link"
+	"github.com/ropewalk-net/ropewalk/cni/portmap"
 )
 
-// Status says why an ADD could not succeed, or why pods that are there are not reached.
+// Status says why an ADD could not succeed, or why pods that are there are not reached. The runtime asks every few seconds, and while there is
+// an error the node is not ready: it changes nothing, and says nothing that may pass by itself.
 func Status(args *skel.CmdArgs) error {
 	c, err := ParseConfig(args.StdinData, args.Args)
 	if err != nil {
@@ -22,6 +25,14 @@ func Status(args *skel.CmdArgs) error {
 	if has6 && !link.HasIPv6() {
 		return types.NewError(codeUnavailable, "the kernel has no IPv6", "take the range out of ranges, or the kernel's ipv6.disable=1 off its command line")
 	}
+	if err := link.Possible(); err != nil {
+		return types.NewError(codeUnavailable, "no veth can be made", err.Error())
+	}
+	if c.TakesPorts {
+		if err := portmap.Possible(); err != nil {
+			return types.NewError(codeUnavailable, "ports of the node cannot lead to pods", err.Error())
+		}
+	}
 	var leases []ipam.Lease
 	if err := withStore(c.DataDir, func(s *ipam.Store) error { leases, err = s.List(); return err }); err != nil {
 		return unavailable(err)
@@ -33,6 +44,12 @@ func Status(args *skel.CmdArgs) error {
 	}
 	if err := link.Forwards(has4, has6); err != nil && len(leases) > 0 { // the first ADD turns it on
 		return types.NewError(codeLimited, "pods are not reached", err.Error())
+	}
+	switch missing, err := limited.Read(c.DataDir); {
+	case err != nil:
+		return unavailable(types.NewError(types.ErrIOFailure, "what is missing of the network cannot be read", err.Error()))
+	case missing != "":
+		return types.NewError(codeLimited, "ropewalk routes cannot make all of the node's network", missing)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package ipam
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -267,4 +268,16 @@ func lastOf(r netip.Prefix) netip.Addr {
 	}
 	a, _ := netip.AddrFromSlice(b)
 	return a
+}
+
+// Capacity is how many addresses of a range pods may have.
+func Capacity(r netip.Prefix) float64 {
+	n := math.Ldexp(1, r.Addr().BitLen()-r.Bits())
+	reserved := map[netip.Addr]bool{}
+	for _, a := range []netip.Addr{r.Addr(), Gateway(r), lastOf(r)} {
+		if a.IsValid() && !Whole(r).usable(a) {
+			reserved[a] = true
+		}
+	}
+	return n - float64(len(reserved))
 }

@@ -192,3 +192,21 @@ func TestFull(t *testing.T) {
 		}
 	}
 }
+
+// TestCapacity holds that so many addresses can be chosen as it says.
+func TestCapacity(t *testing.T) {
+	for _, s := range []string{"10.0.0.0/28", "10.0.0.0/30", "10.0.0.0/31", "10.0.0.0/32", "fd00::/124", "fd00::/126", "fd00::/127", "fd00::/128"} {
+		r, n := netip.MustParsePrefix(s), 0
+		for a := r.Addr(); r.Contains(a); a = a.Next() {
+			if Whole(r).usable(a) {
+				n++
+			}
+		}
+		if got := Capacity(r); got != float64(n) {
+			t.Errorf("%s: %v, not %d", s, got, n)
+		}
+	}
+	if got := Capacity(netip.MustParsePrefix("fd00::/64")); got < 1<<63 {
+		t.Error(got)
+	}
+}

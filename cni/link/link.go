@@ -179,6 +179,23 @@ func Delete(s Spec) error {
 	return nil
 }
 
+// Possible says why no veth pair can be made, as an error: a kernel without them, or a caller who may not (CAP_NET_ADMIN). It makes none: it
+// asks for one with an MTU that none has, which the kernel refuses (EINVAL) only if it would have made another.
+func Possible() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = Prefix+"-none", 1
+	pair := netlink.NewVeth(attrs)
+	pair.PeerName = attrs.Name + "2"
+	switch err := netlink.LinkAdd(pair); {
+	case errors.Is(err, unix.EINVAL):
+		return nil
+	case err == nil:
+		return netlink.LinkDel(pair)
+	default:
+		return err
+	}
+}
+
 // Exists says whether there is a host end.
 func Exists(s Spec) (bool, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -190,7 +207,7 @@ func Exists(s Spec) (bool, error) {
 	return l != nil, err
 }
 
-// Hosts returns the names of all interfaces of the node that may be a host end.
+// Hosts returns the names of all interfaces of the node that are called as host ends are.
 func Hosts() (map[string]bool, error) {
 	links, err := whole(netlink.LinkList)
 	if err != nil {

@@ -16,10 +16,13 @@ import (
 // Prefix begins the name of every host end.
 const Prefix = "rw"
 
-// IsHost says whether an interface of the name may be a host end: Prefix and 8 hexadecimal digits.
+// digits is how many of them follow.
+const digits = 8
+
+// IsHost says whether an interface of the name may be a host end.
 func IsHost(name string) bool {
-	digits, ours := strings.CutPrefix(name, Prefix)
-	return ours && len(digits) == 8 && strings.Trim(digits, "0123456789abcdef") == ""
+	hash, ours := strings.CutPrefix(name, Prefix)
+	return ours && len(hash) == digits && strings.Trim(hash, "0123456789abcdef") == ""
 }
 
 // aliasMax is the longest alias that the kernel takes: IFALIASZ less the final zero.
@@ -54,7 +57,7 @@ type Spec struct {
 func New(container, ifname, alias string, mtu int, addrs []netip.Addr) Spec {
 	sum := sha256.Sum256([]byte(container + "\x00" + ifname))
 	return Spec{
-		Host:    Prefix + hex.EncodeToString(sum[:4]),
+		Host:    Prefix + hex.EncodeToString(sum[:digits/2]),
 		Pod:     ifname,
 		Alias:   alias[:min(len(alias), aliasMax)],
 		HostMAC: mac(sum[4:10]),

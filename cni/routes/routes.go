@@ -40,6 +40,10 @@ type Config struct {
 	InsideFile string
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
+	// LocalhostPorts has the plugin lead ports of 127.0.0.1 to pods, too.
+	LocalhostPorts bool
+	// Patience is for how long something of this node's network has to be missing before the plugin says so to the runtime; 0 is a minute.
+	Patience time.Duration
 	// Log is slog.Default() if nil.
 	Log *slog.Logger
 	// Registerer takes the metrics, ropewalk_routes_*; nil for none.
@@ -74,6 +78,7 @@ type Routes struct {
 	mtu     int                 // as of the last look
 	near    map[netip.Addr]bool // which are on a link, as of the last look
 	removed bool                // the masquerading of an earlier process
+	limit   limit
 }
 
 // planned is a plan for a version of the view.
@@ -130,6 +135,9 @@ func New(c Config) (*Routes, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.Patience == 0 {
+		c.Patience = patience
 	}
 	r := &Routes{config: c, kick: make(chan struct{}, 1), ready: errors.New("not all nodes have been heard of yet"), near: map[netip.Addr]bool{}}
 	r.nodes = objects[overlay.Node]{equal: overlay.Node.Equal, all: map[cluster.Key]overlay.Node{}}
@@ -189,6 +197,20 @@ func (r *Routes) Ready() error {
 	return r.ready
 }
 
+// Ranges returns the node's podCIDRs; none before they are known.
+func (r *Routes) Ranges() (ranges []netip.Prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.nodes.all {
+		if n.Name == r.config.NodeName {
+			for _, c := range n.PodCIDRs {
+				ranges = append(ranges, c.Masked())
+			}
+		}
+	}
+	return ranges
+}
+
 const (
 	// pause is the shortest time from one change of the kernel, or look at it, to the next. Where they take long it is share times what the
 	// last one took, pauseMost at most: some other program may change routes all the time.
@@ -214,6 +236,9 @@ func (r *Routes) Run(ctx context.Context) error {
 	wg.Go(func() { r.keeper.Watch(ctx, func() { r.doubt(); began() }) })
 	if err := r.sweep(); err != nil {
 		r.config.Log.Warn("what an earlier process may have left stays", "error", err)
+	}
+	if err := r.forget(); err != nil {
+		r.config.Log.Warn("what an earlier process has told the plugin stays", "error", err)
 	}
 	select {
 	case <-watching:
@@ -341,7 +366,8 @@ func (r *Routes) put(v view) error {
 	case now:
 		r.looked = begun
 	}
-	return errors.Join(err, r.masquerade(v, now), r.announce(v, kernel.MTU))
+	err = errors.Join(err, r.masquerade(v, now))
+	return errors.Join(err, r.limited(missing(err, plan, kernel.Device)), r.announce(v, kernel.MTU))
 }
 
 // forward has the kernel let packets of pods through.

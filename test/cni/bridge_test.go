@@ -270,7 +270,9 @@ func TestWishes(t *testing.T) {
 		r.pod(name)
 		return run(t, r.command(env("ADD", name), map[string]any{"runtimeConfig": runtimeConfig}))
 	}
-	subnet := func(s, from, to string) []any { return []any{map[string]any{"subnet": s, "rangeStart": from, "rangeEnd": to}} }
+	subnet := func(s, from, to string) []any {
+		return []any{map[string]any{"subnet": s, "rangeStart": from, "rangeEnd": to}}
+	}
 	ranges := []any{subnet("fd00:9::/64", "fd00:9::5", "fd00:9::5"), subnet("10.9.0.0/24", "10.9.0.7", "10.9.0.8")}
 	got := add("a", map[string]any{"mac": mac, "ipRanges": ranges})
 	if got.exit != 0 || !strings.Contains(got.stdout, "fd00:9::5/128") || !strings.Contains(got.stdout, "10.9.0.7/32") || !strings.Contains(got.stdout, mac) {

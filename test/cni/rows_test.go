@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -25,8 +26,9 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
-	plugin "github.com/ropewalk-net/ropewalk/cni"
+	"github.com/ropewalk-net/ropewalk/cni/collect"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/limited"
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
@@ -258,6 +260,9 @@ func TestResult(t *testing.T) {
 	e["CNI_ARGS"] = "K8S_POD_NAMESPACE=" + strings.Repeat("n", 63) + ";K8S_POD_NAME=" + strings.Repeat("p", 253)
 	if got := run(t, r.command(e, nil)); got.exit != 0 {
 		t.Errorf("names as long as they may be: %v", got.Error.Error())
+	}
+	if out := netns.Run(t, "ip", "addr", "show", "dev", host.Name); strings.Contains(out, "inet") {
+		t.Errorf("the node's end has an address: %s", out)
 	}
 	for _, where := range [][]string{{"addr", "show", "dev", host.Name}, {"-n", "a", "addr", "show", "dev", ifname}} {
 		if out := netns.Run(t, "ip", where...); strings.Contains(out, "tentative") || !strings.Contains(out, "LOWER_UP") {
@@ -723,6 +728,19 @@ func TestStatus(t *testing.T) {
 	if err := status(); code(err) != 51 {
 		t.Errorf("without forwarding: %v", err)
 	}
+	netns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	if err := limited.Write(r.dir, "no tunnel"); err != nil {
+		t.Fatal(err)
+	}
+	if err := status(); code(err) != 51 || !strings.Contains(err.Error(), "no tunnel") {
+		t.Errorf("where the daemon lacks something: %v", err)
+	}
+	if err := limited.Clear(r.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := status(); err != nil {
+		t.Error(err)
+	}
 	r.conf["ranges"] = []string{}
 	if err := status(); code(err) != 50 {
 		t.Errorf("without podCIDRs: %v", err)
@@ -735,6 +753,51 @@ func TestStatus(t *testing.T) {
 	r.conf["ranges"] = []string{range4}
 	if err := status(); err != nil {
 		t.Errorf("of IPv4 alone: %v", err)
+	}
+}
+
+// TestStatusKernel holds that STATUS fails where the kernel lacks something, may not be asked for it, or where leases cannot be written, and
+// leaves nothing.
+func TestStatusKernel(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "strace")
+	netns.NeedCommand(t, "setpriv")
+	r := newRig(t)
+	before := netns.Run(t, "ip", "-br", "link")
+	readOnly := t.TempDir()
+	netns.Run(t, "mount", "-t", "tmpfs", "-o", "ro", "none", readOnly)
+	defer netns.Run(t, "umount", readOnly)
+	ports := map[string]any{"capabilities": map[string]bool{"portMappings": true}}
+	for _, c := range []struct {
+		what, under string
+		conf        map[string]any
+		code        uint
+		says        string
+	}{
+		{"all is there", "", ports, 0, ""},
+		{"no CAP_NET_ADMIN", "setpriv --bounding-set=-net_admin --inh-caps=-net_admin", nil, 50, "veth"},
+		{"no veth", "strace -f -qq -o /dev/null -e trace=sendto -e inject=sendto:error=EOPNOTSUPP", nil, 50, "veth"},
+		{"no nftables, and ports are passed on", "strace -f -qq -o /dev/null -e trace=sendmsg -e inject=sendmsg:error=EOPNOTSUPP", ports, 50, "nftables"},
+		{"no nftables, and ports are not passed on", "strace -f -qq -o /dev/null -e trace=sendmsg -e inject=sendmsg:error=EOPNOTSUPP", nil, 0, ""},
+		{"no place for leases", "", map[string]any{"dataDir": readOnly}, 50, "read-only"},
+	} {
+		cmd := r.command(env("STATUS", ""), c.conf)
+		if c.under != "" {
+			cmd.Args = append(strings.Fields(c.under), cmd.Path)
+			path, err := exec.LookPath(cmd.Args[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Path = path
+		}
+		if got := run(t, cmd); got.Code != c.code || (got.exit == 0) != (c.code == 0) || !strings.Contains(got.Error.Error(), c.says) {
+			t.Errorf("%s: exit %d, code %d, %v", c.what, got.exit, got.Code, got.Error.Error())
+		}
+	}
+	if diff := cmp.Diff(before, netns.Run(t, "ip", "-br", "link")); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -880,30 +943,66 @@ func TestGCErrors(t *testing.T) {
 	}
 }
 
-// TestCollect holds that leases of pods that are gone are freed after a while, without a list, and others are not.
+// TestCollect holds that what pods leave that go without a DEL is freed after a while, without a list, and what others have is not.
 func TestCollect(t *testing.T) {
 	if !enter(t) {
 		return
 	}
 	r := newRig(t)
-	for _, name := range []string{"a", "b"} {
-		r.mustAdd(name)
+	ports := func(port int) map[string]any {
+		return map[string]any{"runtimeConfig": map[string]any{"portMappings": []any{map[string]any{"hostPort": port, "containerPort": 8080}}}}
 	}
-	netns.Run(t, "ip", "-n", "a", "link", "del", ifname) // as the kernel does some time after the namespace is gone
-	for _, c := range []struct {
-		grace time.Duration
-		freed int
-	}{{time.Hour, 0}, {0, 1}, {0, 0}} {
-		if freed, err := plugin.Collect(r.dir, c.grace); err != nil || freed != c.freed {
-			t.Errorf("after %v: %d are freed, %v", c.grace, freed, err)
+	names := []string{"before", "stays", "goes"}
+	for i, name := range names {
+		r.pod(name)
+		if got := run(t, r.command(env("ADD", name), ports(9000+i))); got.exit != 0 {
+			t.Fatal(got.Error.Error())
 		}
 	}
-	if l := r.leases(); len(l) != 1 || l[0].Container != "b" {
-		t.Errorf("left are %v", l)
+	serve(t, "stays")
+	// As the kernel does it some time after the namespace is gone, which here keeps the sockets of others.
+	netns.Run(t, "ip", "-n", "before", "link", "del", ifname)
+	c, err := collect.New(collect.Config{DataDir: r.dir, Grace: 90 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := r.check("b"); err != nil {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = c.Run(ctx) })
+	left := func() (names []string) {
+		owners := map[string]bool{}
+		for _, l := range r.leases() {
+			owners[l.Container] = true
+		}
+		list, err := portmap.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list {
+			owners[p.Owner.Container] = true
+		}
+		return slices.Sorted(maps.Keys(owners))
+	}
+	await := func(want ...string) {
+		t.Helper()
+		for begun := time.Now(); !slices.Equal(left(), want); time.Sleep(5 * time.Millisecond) {
+			if time.Since(begun) > 10*time.Second {
+				t.Fatalf("left are %v, not %v", left(), want)
+			}
+		}
+	}
+	await("goes", "stays")
+	netns.Run(t, "ip", "netns", "del", "goes")
+	await("stays")
+	if _, err := echo("tcp", net.JoinHostPort(node4, "9001"), 10); err != nil {
 		t.Error(err)
 	}
+	if err := r.del("stays"); err != nil {
+		t.Fatal(err)
+	}
+	r.empty("after all")
 }
 
 // TestStatic holds that a pod gets the addresses that it is to have, and that nobody else does.
@@ -997,6 +1096,142 @@ func TestPorts(t *testing.T) {
 	if l, err := portmap.List(); err != nil || len(l) > 0 {
 		t.Errorf("left are %v, %v", l, err)
 	}
+}
+
+// TestLocalhostPorts holds that ports of 127.0.0.1 lead to pods where that is asked for, that no pod gets to the node's own 127.0.0.1 by it,
+// and that nothing is opened where it is not asked for.
+func TestLocalhostPorts(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	r := newRig(t)
+	ports := func(port int, hostIP string) map[string]any {
+		m := func(protocol string) any {
+			return map[string]any{"hostPort": port, "containerPort": 8080, "protocol": protocol, "hostIP": hostIP}
+		}
+		return map[string]any{"runtimeConfig": map[string]any{"portMappings": []any{m("tcp"), m("udp")}}}
+	}
+	at := func(hostIP string, port int) (failed error) {
+		for _, network := range []string{"tcp", "udp"} {
+			_, err := echo(network, net.JoinHostPort(hostIP, fmt.Sprint(port)), 100)
+			failed = errors.Join(failed, err)
+		}
+		return failed
+	}
+	opened := func() string {
+		return strings.Join(strings.Fields(netns.Run(t, "sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet")), "")
+	}
+	r.pod("off")
+	if got := run(t, r.command(env("ADD", "off"), ports(9090, "127.0.0.1"))); got.Code != 2 || !strings.Contains(got.Error.Error(), "localhostPorts") {
+		t.Errorf("without the option: %v", got.Error.Error())
+	}
+	if got := run(t, r.command(env("ADD", "off"), ports(9090, ""))); got.exit != 0 {
+		t.Fatal(got.Error.Error())
+	}
+	serve(t, "off")
+	if err := at(node4, 9090); err != nil {
+		t.Error(err)
+	}
+	if err := at("127.0.0.1", 9090); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("without the option: %v", err)
+	}
+	r.conf["localhostPorts"] = true
+	r.mustAdd("portless")
+	if got := opened(); strings.Contains(got, "1") {
+		t.Errorf("route_localnet is %s, and nobody has asked for it", got)
+	}
+	added := map[string]answer{}
+	for i, name := range []string{"all", "own"} {
+		r.pod(name)
+		serve(t, name)
+		c := ports(9091+i, []string{"", "127.0.0.1"}[i])
+		got := run(t, r.command(env("ADD", name), c))
+		if added[name] = got; got.exit != 0 {
+			t.Fatal(got.Error.Error())
+		}
+		if err := at("127.0.0.1", 9091+i); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		c["prevResult"] = json.RawMessage(got.stdout)
+		if got := run(t, r.command(env("CHECK", name), c)); got.exit != 0 {
+			t.Errorf("%s: %v", name, got.Error.Error())
+		}
+		key := "net.ipv4.conf." + hostOf(t, added[name]) + ".route_localnet"
+		netns.Run(t, "sysctl", "-qw", key+"=0")
+		if got := run(t, r.command(env("CHECK", name), c)); got.Code != 104 || !strings.Contains(got.Error.Error(), "route_localnet") {
+			t.Errorf("%s: CHECK without route_localnet: %v", name, got.Error.Error())
+		}
+		netns.Run(t, "sysctl", "-qw", key+"=1")
+	}
+	if err := at(node4, 9091); err != nil {
+		t.Error(err)
+	}
+	if err := at(node4, 9092); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a port of 127.0.0.1 alone, at another address: %v", err)
+	}
+	if got := strings.Count(opened(), "1"); got != 2 {
+		t.Errorf("route_localnet is on at %d interfaces", got)
+	}
+	r.guarded("all")
+	for range 2 {
+		for name := range added {
+			if err := r.del(name); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := at("127.0.0.1", 9091); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("after DEL: %v", err)
+	}
+}
+
+// hostOf returns the host end of an attachment.
+func hostOf(t *testing.T, added answer) string {
+	t.Helper()
+	var res struct{ Interfaces []struct{ Name string } }
+	if err := json.Unmarshal([]byte(added.stdout), &res); err != nil || len(res.Interfaces) == 0 {
+		t.Fatalf("%v: %s", err, added.stdout)
+	}
+	return res.Interfaces[0].Name
+}
+
+// guarded holds that packets which a pod sends to 127.0.0.1 of the node get there without the guard only.
+func (r *rig) guarded(pod string) {
+	r.Helper()
+	node, err := net.ListenPacket("udp4", "0.0.0.0:9999")
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer node.Close()
+	netns.Run(r, "ip", "netns", "exec", pod, "sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1")
+	netns.Batch(r, pod, "addr del 127.0.0.1/8 dev lo\nroute add 127.0.0.1 via 169.254.1.1 dev eth0 onlink\n")
+	send := func(to, what string) {
+		in(r, pod, func() {
+			c, err := net.Dial("udp4", to+":9999")
+			if err == nil {
+				_, err = c.Write([]byte(what))
+				_ = c.Close()
+			}
+			if err != nil {
+				r.Error(err)
+			}
+		})
+	}
+	next := func(want string) {
+		r.Helper()
+		b := make([]byte, 100)
+		_ = node.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n, _, err := node.ReadFrom(b); err != nil || string(b[:n]) != want {
+			r.Errorf("%q instead of %q gets to the node, %v", b[:n], want, err)
+		}
+	}
+	send("127.0.0.1", "forced")
+	send(node4, "plain")
+	next("plain")
+	netns.Run(r, "nft", "delete", "chain", "ip", "ropewalk-hostports", "guard")
+	send("127.0.0.1", "forced")
+	next("forced")
 }
 
 // TestConcurrent holds that 200 ADDs at a time give 200 addresses.
