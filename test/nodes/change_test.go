@@ -299,7 +299,6 @@ func TestKilled(t *testing.T) {
 		n.Start()
 		n.Ready()
 		all()
-		n.look()
 		if now := n.Kernel(); now != before[i] {
 			t.Errorf("the kernel has\n%snot\n%s", now, before[i])
 		}
