@@ -312,7 +312,7 @@ func forward(self overlay.Node, plan overlay.Plan) (changes int, err error) {
 	if plan.Tunnel == nil {
 		return changes, err
 	}
-	n, err2 := overlay.Loosen(self.Addrs)
+	n, err2 := overlay.Loosen(slices.Concat(self.Addrs, plan.Tunnel.Addrs))
 	return changes + n, errors.Join(err, err2)
 }
 

@@ -167,6 +167,12 @@ func testDamage(t *testing.T, tunnel bool, flags []string) {
 	for _, a := range pods[1].Addrs {
 		probes = append(probes, probe{from: node.Name, to: net.JoinHostPort(a, "80"), want: pods[1].Name})
 	}
+	for i, n := range nodes {
+		for _, a := range n.Addrs {
+			clusternet.Serve(t, n.Name, net.JoinHostPort(a, "80"))
+			probes = append(probes, probe{from: pods[1-i].Name, to: net.JoinHostPort(a, "80"), want: n.Name})
+		}
+	}
 	see(t, probes...)
 	mtu, via4, via6 := 1500, nodes[1].Addrs[0], nodes[1].Addrs[1]
 	var far string // hardware address
@@ -207,6 +213,8 @@ func testDamage(t *testing.T, tunnel bool, flags []string) {
 		{what: "the masquerading", run: sh("ip netns exec NODE nft flush ruleset"), look: true},
 		{what: "a masquerading rule", run: sh("ip netns exec NODE nft flush chain ip6 ropewalk-masquerade postrouting"), look: true},
 		{what: "forwarding", run: sh("ip netns exec NODE sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"), look: true},
+		{what: "how strict the uplink is", run: sh("ip netns exec NODE sysctl -qw net.ipv4.conf.eth0.rp_filter=1"), look: true},
+		{what: "how strict the tunnel is", run: sh("ip netns exec NODE sysctl -qw net.ipv4.conf." + Device + ".rp_filter=1"), look: true, tunnel: true},
 		{what: "the runtime's configuration", run: sh("rm " + node.Conflist()), look: true},
 	} {
 		if d.tunnel && !tunnel {
