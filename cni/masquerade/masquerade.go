@@ -32,26 +32,119 @@ var always = []netip.Prefix{
 	netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
 }
 
-// Apply makes the tables of the network namespace of the calling thread what a Config says, in one transaction for both families:
-// packets see the tables of before, or those of after.
-func Apply(c Config) error {
+// Tables are the tables of the network namespace of the calling thread, and what is known of them. The zero Tables know nothing yet.
+type Tables struct {
+	have  sets
+	known bool // have is what they were last read or written to be
+	// generation is that of all rules when that was so; 0 if others' changes may be in between.
+	generation uint32
+}
+
+// Apply makes the tables what a Config says, in one transaction for both families: packets see the tables of before, or those of after. It
+// reports whether there was anything to change.
+//
+// What the kernel has is read at first, after an error, and with look if anybody has changed rules since it was known. Else a change costs what
+// is different, in tables of any size.
+func (t *Tables) Apply(c Config, look bool) (changed bool, err error) {
+	if look && t.known {
+		g, err := generation()
+		t.known = err == nil && g == t.generation
+	}
+	if !t.known {
+		t.have, t.generation, t.known = read()
+	}
+	want := setsOf(c)
+	if t.known {
+		d := t.have.differ(want)
+		if d == (difference{}) {
+			return false, nil
+		}
+		if t.commit(t.generation, want, d.write) == nil {
+			return true, nil
+		}
+	}
+	before, err := generation()
+	if err == nil {
+		err = t.commit(before, want, want.write)
+	}
+	return err == nil, err
+}
+
+// commit sends a transaction after which the tables are what is wanted. The rules are of the generation before.
+func (t *Tables) commit(before uint32, want sets, write func(*nftables.Conn) error) error {
+	t.known, t.generation = false, 0
 	conn, err := nftables.New(nftables.WithSockOptions(roomy))
 	if err != nil {
 		return fmt.Errorf("netlink socket: %w", err)
 	}
-	for _, f := range families {
-		if err := f.add(conn, c); err != nil {
-			return err
-		}
+	if err := write(conn); err != nil {
+		return fmt.Errorf("sets: %w", err)
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("nftables transaction: %w", err)
+	}
+	t.have, t.known = want, true
+	if after, err := generation(); err == nil && before != 0 && after == max(before+1, 1) { // as the kernel counts
+		t.generation = after
 	}
 	return nil
 }
 
 // roomy has a socket take a transaction for thousands of nodes at once; the kernel takes no more than what has room in its buffer.
 func roomy(s *netlink.Conn) error { return s.SetWriteBuffer(16 << 20) }
+
+// sets are the elements of both families' sets, in the order of families and setNames.
+type sets [2][2][]span
+
+var setNames = [2]string{"pods", "inside"}
+
+func setsOf(c Config) (s sets) {
+	for i, f := range families {
+		bits := int(f.addr.Bytes) * 8
+		s[i] = [2][]span{spans(c.Pods, bits), spans(slices.Concat(always, c.Pods, c.Inside), bits)}
+	}
+	return s
+}
+
+// write has a transaction make the tables anew.
+func (s sets) write(conn *nftables.Conn) error {
+	var errs []error
+	for i, f := range families {
+		errs = append(errs, f.make(conn, s[i]))
+	}
+	return errors.Join(errs...)
+}
+
+// difference is what is to be taken out of sets and put into them.
+type difference struct{ del, add *sets }
+
+func (s sets) differ(want sets) (d difference) {
+	for i := range s {
+		for j := range s[i] {
+			del, add := differ(s[i][j], want[i][j])
+			if len(del)+len(add) == 0 {
+				continue
+			}
+			if d.del == nil {
+				d.del, d.add = &sets{}, &sets{}
+			}
+			d.del[i][j], d.add[i][j] = del, add
+		}
+	}
+	return d
+}
+
+// write has a transaction change the elements. What is put in may overlap with what is taken out.
+func (d difference) write(conn *nftables.Conn) error {
+	var errs []error
+	for i, f := range families {
+		for j, name := range setNames {
+			set := f.set(f.table(), name)
+			errs = append(errs, inParts(set, d.del[i][j], conn.SetDeleteElements), inParts(set, d.add[i][j], conn.SetAddElements))
+		}
+	}
+	return errors.Join(errs...)
+}
 
 // Remove takes the tables away. It is no error that there are none.
 func Remove() error {
@@ -80,100 +173,56 @@ var families = []family{
 	{nftables.TableFamilyIPv4, nftables.TypeIPAddr, 12, 16}, {nftables.TableFamilyIPv6, nftables.TypeIP6Addr, 8, 24},
 }
 
-func (f family) add(conn *nftables.Conn, c Config) error {
-	table := &nftables.Table{Name: Table, Family: f.id}
-	conn.AddTable(table)
-	conn.DelTable(table)
-	conn.AddTable(table)
-	pods, inside := f.set(table, "pods"), f.set(table, "inside")
-	err := errors.Join(fill(conn, pods, f.elements(c.Pods)), fill(conn, inside, f.elements(slices.Concat(always, c.Pods, c.Inside))))
-	if err != nil {
-		return fmt.Errorf("sets: %w", err)
-	}
-	chain := conn.AddChain(&nftables.Chain{
+func (f family) table() *nftables.Table { return &nftables.Table{Name: Table, Family: f.id} }
+
+func (f family) set(table *nftables.Table, name string) *nftables.Set {
+	return &nftables.Set{Table: table, Name: name, KeyType: f.addr, Interval: true, KeyByteOrder: binaryutil.BigEndian}
+}
+
+func (f family) chain(table *nftables.Table) *nftables.Chain {
+	return &nftables.Chain{
 		Name: "postrouting", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-	})
+	}
+}
+
+// rule is what is done with a packet, whose source is a pod and whose destination is not inside.
+func (f family) rule(pods, inside *nftables.Set) []expr.Any {
 	in := func(offset uint32, set *nftables.Set, not bool) []expr.Any {
 		return []expr.Any{
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.addr.Bytes},
 			&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID, Invert: not},
 		}
 	}
-	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(
+	return slices.Concat(
 		in(f.src, pods, false), in(f.dst, inside, true),
 		[]expr.Any{&expr.Masq{FullyRandom: true}}, // two pods' connections from the same port do not get in each other's way (kernel doc: nf_nat)
-	)})
-	return nil
+	)
 }
 
-// perMessage is how many elements a message has at most: they are one attribute, whose length is a number of 16 bits.
+// make makes the table anew.
+func (f family) make(conn *nftables.Conn, lists [2][]span) error {
+	table := f.table()
+	conn.AddTable(table)
+	conn.DelTable(table)
+	conn.AddTable(table)
+	var made [2]*nftables.Set
+	var errs []error
+	for i, name := range setNames {
+		made[i] = f.set(table, name)
+		errs = append(errs, conn.AddSet(made[i], nil), inParts(made[i], lists[i], conn.SetAddElements))
+	}
+	chain := conn.AddChain(f.chain(table))
+	conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: f.rule(made[0], made[1])})
+	return errors.Join(errs...)
+}
+
+// perMessage is how many elements a message has at most: they are one attribute, whose length is a number of 16 bits. It is even, so that
+// the two of a span stay together.
 const perMessage = 400
 
-func fill(conn *nftables.Conn, set *nftables.Set, elements []nftables.SetElement) error {
-	err := conn.AddSet(set, nil)
-	for chunk := range slices.Chunk(elements, perMessage) {
-		err = errors.Join(err, conn.SetAddElements(set, chunk))
+func inParts(set *nftables.Set, list []span, send func(*nftables.Set, []nftables.SetElement) error) (err error) {
+	for chunk := range slices.Chunk(elements(list), perMessage) {
+		err = errors.Join(err, send(set, chunk))
 	}
 	return err
-}
-
-func (f family) set(table *nftables.Table, name string) *nftables.Set {
-	return &nftables.Set{Table: table, Name: name, KeyType: f.addr, Interval: true, KeyByteOrder: binaryutil.BigEndian}
-}
-
-// elements returns those of a family: the first address of each range and the one behind it, ranges that overlap or touch made one.
-func (f family) elements(ps []netip.Prefix) []nftables.SetElement {
-	var own []netip.Prefix
-	for _, p := range ps {
-		if p.IsValid() && p.Addr().BitLen() == int(f.addr.Bytes)*8 {
-			own = append(own, p.Masked())
-		}
-	}
-	slices.SortFunc(own, netip.Prefix.Compare)
-	var out []nftables.SetElement
-	var end netip.Addr // behind the range that is open
-	open := false
-	for _, p := range own {
-		if open && (!end.IsValid() || p.Addr().Compare(end) <= 0) {
-			if next := behind(p); end.IsValid() && (!next.IsValid() || next.Compare(end) > 0) {
-				end = next
-			}
-			continue
-		}
-		if open {
-			out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
-		}
-		out = append(out, nftables.SetElement{Key: p.Addr().AsSlice()})
-		end, open = behind(p), true
-	}
-	if open && end.IsValid() {
-		out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
-	}
-	return out
-}
-
-// behind returns the address that follows a range, the zero Addr if there is none.
-func behind(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a.Next()
-}
-
-// There reports whether the tables are there, as far as their rules are: that nobody has flushed them.
-func There() bool {
-	conn, err := nftables.New()
-	if err != nil {
-		return false
-	}
-	for _, f := range families {
-		table := &nftables.Table{Name: Table, Family: f.id}
-		rules, err := conn.GetRules(table, &nftables.Chain{Name: "postrouting", Table: table})
-		if err != nil || len(rules) != 1 {
-			return false
-		}
-	}
-	return true
 }

@@ -2,10 +2,12 @@ package masquerade
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,7 +38,11 @@ func TestElements(t *testing.T) {
 		{1, nil, ""},
 	} {
 		var b strings.Builder
-		for _, e := range families[test.family].elements(test.in) {
+		list := spans(test.in, int(families[test.family].addr.Bytes)*8)
+		if again, ok := spansOf(elements(list)); !ok || !slices.Equal(again, list) {
+			t.Errorf("%v read back is %v", list, again)
+		}
+		for _, e := range elements(list) {
 			a, _ := netip.AddrFromSlice(e.Key)
 			if e.IntervalEnd {
 				fmt.Fprint(&b, a)
@@ -80,7 +86,7 @@ func TestApply(t *testing.T) {
 	}
 	apply := func(inside ...string) {
 		t.Helper()
-		err := Apply(Config{Pods: prefixes(clusternet.PodCIDR4, clusternet.PodCIDR6), Inside: prefixes(append(inside, clusternet.ClusterCIDR4, clusternet.ClusterCIDR6)...)})
+		_, err := new(Tables).Apply(Config{Pods: prefixes(clusternet.PodCIDR4, clusternet.PodCIDR6), Inside: prefixes(append(inside, clusternet.ClusterCIDR4, clusternet.ClusterCIDR6)...)}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,19 +129,109 @@ func TestMany(t *testing.T) {
 	for i := range nodes {
 		c.Inside = append(c.Inside, prefixes(fmt.Sprintf("172.16.%d.%d/32", i>>7, i<<1&255), fmt.Sprintf("fd00:1::%x/128", i<<1))...)
 	}
-	for range 2 { // the second has the first's to delete
-		if err := Apply(c); err != nil {
-			t.Fatal(err)
+	for _, want := range []bool{true, false} { // the second finds all as it should be
+		if changed, err := new(Tables).Apply(c, false); changed != want || err != nil {
+			t.Fatal(changed, err)
 		}
-	}
-	if !There() {
-		t.Error("the rules are not there")
 	}
 	for family, want := range map[string]string{"ip": "172.16.", "ip6": "fd00:1::"} {
 		if n := strings.Count(netns.Run(t, "nft", "list", "set", family, Table, "inside"), want); n != nodes {
 			t.Errorf("%s: %d of %d nodes", family, n, nodes)
 		}
 	}
+}
+
+// TestDiffer holds that any sets become any others by their differences, whatever overlaps, and that the kernel then lists what it does of
+// tables that were made at once.
+func TestDiffer(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	list := func() string { return netns.Run(t, "nft", "list", "ruleset") }
+	r := rand.New(rand.NewPCG(1, 2))
+	random := func() (c Config) {
+		for range r.IntN(20) {
+			for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{byte(254 + r.IntN(2)), byte(r.IntN(2) * 255), 0, byte(r.IntN(256))}), netip.AddrFrom16([16]byte{0xff, 0xff, 15: byte(r.IntN(256))})} {
+				p := netip.PrefixFrom(a, a.BitLen()-r.IntN(1+r.IntN(a.BitLen())))
+				c.Pods, c.Inside = append(c.Pods, p), append(c.Inside, p)
+			}
+		}
+		return c
+	}
+	var tables Tables
+	for i := range 50 {
+		c := random()
+		before := tables.generation
+		if _, err := tables.Apply(c, false); err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 && tables.generation > before+1 {
+			t.Fatalf("%d: the difference was refused", i)
+		}
+		got := list()
+		if err := Remove(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := new(Tables).Apply(c, false); err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(list(), got); d != "" {
+			t.Fatalf("%d: %s", i, d)
+		}
+		var err error
+		if tables.generation, err = generation(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestLook holds that whatever somebody does to the tables is found by a look and mended, that what is none of ours is left alone, and that a
+// change finds out by itself if what it changes is gone.
+func TestLook(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	c := Config{Pods: prefixes("10.244.0.0/24", "fd00:244::/64"), Inside: prefixes("10.0.0.0/8", "192.0.2.1/32", "255.255.255.0/24", "fd00::/8")}
+	var tables Tables
+	apply := func(what string, look, want bool) {
+		t.Helper()
+		if changed, err := tables.Apply(c, look); changed != want || err != nil {
+			t.Errorf("%s: changed %t, %v", what, changed, err)
+		}
+	}
+	apply("the first", false, true)
+	right := netns.Run(t, "nft", "list", "ruleset")
+	for _, spoil := range []string{
+		"delete element ip T inside { 192.0.2.1 }", "add element ip6 T pods { fd00:245::/64 }", "flush chain ip T postrouting", "flush ruleset", "delete table ip6 T",
+		"add rule ip T postrouting accept", "flush chain ip T postrouting; add rule ip T postrouting ip saddr @pods ip daddr != @inside masquerade", "flush set ip6 T inside",
+		"add table ip T { flags dormant; }", "add chain ip T postrouting { policy drop; }",
+		"flush chain ip T postrouting; delete chain ip T postrouting; add chain ip T postrouting { type nat hook postrouting priority 101; }; add rule ip T postrouting ip saddr @pods ip daddr != @inside masquerade fully-random",
+	} {
+		netns.Run(t, "nft", strings.ReplaceAll(spoil, " T", " "+Table))
+		apply("no look", false, false)
+		apply(spoil, true, true)
+		if d := cmp.Diff(right, netns.Run(t, "nft", "list", "ruleset")); d != "" {
+			t.Errorf("%s: %s", spoil, d)
+		}
+		before, err := generation()
+		apply("a second look", true, false)
+		if after, err2 := generation(); err != nil || err2 != nil || before != after {
+			t.Errorf("a look has written")
+		}
+	}
+	netns.Run(t, "nft", "add table ip other")
+	apply("somebody else's table", true, false)
+	tables = Tables{}
+	apply("another process", false, false)
+	netns.Run(t, "nft", "flush ruleset")
+	c.Inside = c.Inside[1:]
+	apply("a change of what is gone", false, true)
+	tables = Tables{}
+	apply("after it", false, false)
 }
 
 func TestReadInside(t *testing.T) {

@@ -2,16 +2,13 @@ package overlay
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
 	"os"
-	"regexp"
 	"slices"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -40,26 +37,9 @@ func Overhead(local netip.Addr) int {
 // ErrForeign is wrapped if something of somebody else is in the way.
 var ErrForeign = errors.New("somebody else's")
 
-// Sync makes the kernel have a plan, and returns how many things it had to change. What fails is left out, and told.
-func (k *Kernel) Sync(p Plan) (changes int, err error) {
-	c := &changer{}
-	var device netlink.Link
-	if p.Tunnel != nil {
-		device = k.device(c, p.Tunnel)
-	}
-	k.routes(c, p, device)
-	for _, n := range c.stale { // now that no route leads there
-		c.do("deleting a neighbour or forwarding entry", func() error { return gone(netlink.NeighDel(&n)) })
-	}
-	if p.Tunnel == nil {
-		k.removeDevice(c)
-	}
-	return c.changes, errors.Join(c.errs...)
-}
-
 // Remove takes away all that is ours.
-func (k *Kernel) Remove() error {
-	_, err := k.Sync(Plan{})
+func (k Kernel) Remove() error {
+	_, err := new(Keeper).Put(k, Plan{}, true)
 	return err
 }
 
@@ -67,7 +47,6 @@ func (k *Kernel) Remove() error {
 type changer struct {
 	changes int
 	errs    []error
-	stale   []netlink.Neigh // what is to go when the routes are right, so that no packet is lost whose route changes
 }
 
 // do calls change, and reports whether that went well.
@@ -83,24 +62,24 @@ func (c *changer) ok(what string, err error) bool {
 	return err == nil
 }
 
-// device returns the tunnel's device as it is to be, nil if that cannot be had.
-func (k *Kernel) device(c *changer, t *Tunnel) netlink.Link {
+// device returns the index of the tunnel's device, which is as it is to be, 0 if that cannot be had.
+func (k Kernel) device(c *changer, t *Tunnel) int {
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: k.Device, MTU: k.MTU, HardwareAddr: t.MAC[:]},
 		VxlanId:   k.VNI, SrcAddr: t.Local.AsSlice(), Port: k.Port,
 	}
 	link := k.existing(c)
-	if have, ok := link.(*netlink.Vxlan); ok && (have.VxlanId != k.VNI || have.Port != k.Port || have.Learning || !have.SrcAddr.Equal(want.SrcAddr)) {
+	if link != nil && !k.fits(link, t) {
 		c.do("deleting "+k.Device, func() error { return netlink.LinkDel(link) })
 		link = nil
 	}
 	if link == nil {
 		if !c.do("making "+k.Device, func() error { return netlink.LinkAdd(want) }) {
-			return nil
+			return 0
 		}
 		if link = k.existing(c); link == nil {
 			c.ok(k.Device, errors.New("it is gone as soon as it was made"))
-			return nil
+			return 0
 		}
 		// No address of its own making, which would have to be looked for on the link first, and replies that come another way are welcome.
 		c.ok("addr_gen_mode", sysctl("ipv6/conf/"+k.Device+"/addr_gen_mode", "1"))
@@ -117,13 +96,23 @@ func (k *Kernel) device(c *changer, t *Tunnel) netlink.Link {
 		c.do("setting up", func() error { return netlink.LinkSetUp(link) })
 	}
 	k.addresses(c, link, t)
-	k.forward(c, link, t)
-	k.neighbors(c, link, t)
-	return link
+	return have.Index
+}
+
+// fits reports whether a link has all that a tunnel's has from its making on.
+func (k Kernel) fits(link netlink.Link, t *Tunnel) bool {
+	have, ok := link.(*netlink.Vxlan)
+	return ok && have.VxlanId == k.VNI && have.Port == k.Port && !have.Learning && have.SrcAddr.Equal(t.Local.AsSlice())
+}
+
+// right reports whether a link is the tunnel's as it is to be.
+func (k Kernel) right(link netlink.Link, t *Tunnel) bool {
+	have := link.Attrs()
+	return k.fits(link, t) && have.MTU == k.MTU && bytes.Equal(have.HardwareAddr, t.MAC[:]) && have.Flags&net.FlagUp != 0
 }
 
 // existing returns the tunnel's device, nil if there is none. What has its name and is no tunnel is somebody else's.
-func (k *Kernel) existing(c *changer) netlink.Link {
+func (k Kernel) existing(c *changer) netlink.Link {
 	link, err := netlink.LinkByName(k.Device)
 	var none netlink.LinkNotFoundError
 	switch {
@@ -137,7 +126,7 @@ func (k *Kernel) existing(c *changer) netlink.Link {
 	return nil
 }
 
-func (k *Kernel) removeDevice(c *changer) {
+func (k Kernel) removeDevice(c *changer) {
 	link, err := netlink.LinkByName(k.Device)
 	if err == nil && link.Type() == "vxlan" {
 		c.do("deleting "+k.Device, func() error { return netlink.LinkDel(link) })
@@ -162,7 +151,7 @@ func list[T any](dump func() ([]T, error)) ([]T, error) {
 	return dump()
 }
 
-func (k *Kernel) addresses(c *changer, link netlink.Link, t *Tunnel) {
+func (k Kernel) addresses(c *changer, link netlink.Link, t *Tunnel) {
 	have, err := list(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if !c.ok("addresses", err) {
 		return
@@ -187,66 +176,121 @@ func (k *Kernel) addresses(c *changer, link netlink.Link, t *Tunnel) {
 	}
 }
 
-// neighbors has the kernel know the hardware addresses of the other ends.
-func (k *Kernel) neighbors(c *changer, link netlink.Link, t *Tunnel) {
+// work is what is to be done to routes and to what a tunnel's device knows.
+type work struct {
+	forward   map[MAC]netip.Addr // to be set
+	neighbors map[netip.Addr]MAC // to be set
+	wrong     []netlink.Route    // to be deleted, or replaced by those of routes
+	routes    map[netip.Prefix]Route
+	stale     []netlink.Neigh // to be deleted when the routes are right, so that no packet is lost whose route changes
+}
+
+// differ returns what makes a plan, which the kernel has, into another.
+func differ(have, want Plan, device int) work {
+	w := work{routes: lacks(have.Routes, want.Routes)}
+	for _, r := range lacks(want.Routes, have.Routes) {
+		w.wrong = append(w.wrong, *r.route(device))
+	}
+	if have.Tunnel == nil || want.Tunnel == nil {
+		return w
+	}
+	w.forward, w.neighbors = lacks(have.Tunnel.Forward, want.Tunnel.Forward), lacks(have.Tunnel.Neighbors, want.Tunnel.Neighbors)
+	for mac, end := range have.Tunnel.Forward {
+		if _, ok := want.Tunnel.Forward[mac]; !ok {
+			w.stale = append(w.stale, *forwarding(device, mac, end))
+		}
+	}
+	for a, mac := range have.Tunnel.Neighbors {
+		if _, ok := want.Tunnel.Neighbors[a]; !ok {
+			w.stale = append(w.stale, *neighbor(device, a, mac))
+		}
+	}
+	return w
+}
+
+// lacks returns what want has that have does not, or not so.
+func lacks[K, V comparable](have, want map[K]V) map[K]V {
+	out := map[K]V{}
+	for k, v := range want {
+		if h, ok := have[k]; !ok || h != v {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// find lists what the kernel has, and returns what makes that into a plan.
+func (p Plan) find(c *changer, device int) (w work) {
+	if device != 0 {
+		p.Tunnel.findForward(c, &w, device)
+		p.Tunnel.findNeighbors(c, &w, device)
+	}
+	p.findRoutes(c, &w, device)
+	return w
+}
+
+func (t *Tunnel) findNeighbors(c *changer, w *work, device int) {
+	w.neighbors = map[netip.Addr]MAC{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		have, err := list(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, family) })
+		have, err := list(func() ([]netlink.Neigh, error) { return netlink.NeighList(device, family) })
 		if !c.ok("neighbours", err) {
 			continue
 		}
 		right := map[netip.Addr]bool{}
 		for _, h := range have {
-			a, _ := netip.AddrFromSlice(h.IP)
-			a = a.Unmap()
-			if mac, ok := t.Neighbors[a]; ok && h.State == netlink.NUD_PERMANENT && bytes.Equal(h.HardwareAddr, mac[:]) {
-				right[a] = true
-			} else if !ok && h.State&netlink.NUD_NOARP == 0 {
-				c.stale = append(c.stale, h)
+			a := addrOf(h.IP)
+			if _, ok := t.Neighbors[a]; !ok && h.State&netlink.NUD_NOARP == 0 {
+				w.stale = append(w.stale, h)
 			}
+			right[a] = t.knows(h)
 		}
 		for a, mac := range t.Neighbors {
-			if right[a] || a.Is4() != (family == netlink.FAMILY_V4) {
-				continue
+			if !right[a] && a.Is4() == (family == netlink.FAMILY_V4) {
+				w.neighbors[a] = mac
 			}
-			c.do("neighbour "+a.String(), func() error {
-				return netlink.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, Family: family, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac[:]})
-			})
 		}
 	}
 }
 
-// forward has the device know where the other ends are.
-func (k *Kernel) forward(c *changer, link netlink.Link, t *Tunnel) {
-	have, err := list(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, unix.AF_BRIDGE) })
+func (t *Tunnel) findForward(c *changer, w *work, device int) {
+	have, err := list(func() ([]netlink.Neigh, error) { return netlink.NeighList(device, unix.AF_BRIDGE) })
 	if !c.ok("forwarding entries", err) {
 		return
 	}
-	right := map[MAC]bool{}
+	w.forward = maps.Clone(t.Forward)
 	for _, h := range have {
-		var mac MAC
-		copy(mac[:], h.HardwareAddr)
-		to, _ := netip.AddrFromSlice(h.IP)
-		if end, ok := t.Forward[mac]; ok && to.Unmap() == end {
-			right[mac] = true
-		} else if !ok {
-			c.stale = append(c.stale, h)
-		}
-	}
-	for mac, end := range t.Forward {
-		if !right[mac] {
-			c.do("forwarding entry of "+end.String(), func() error {
-				return netlink.NeighSet(&netlink.Neigh{
-					LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT, IP: end.AsSlice(), HardwareAddr: mac[:],
-				})
-			})
+		mac := macIn(h)
+		if _, ok := t.Forward[mac]; !ok {
+			w.stale = append(w.stale, h)
+		} else if t.knows(h) {
+			delete(w.forward, mac)
 		}
 	}
 }
 
-// routes has the kernel have the plan's routes. Without the tunnel's device those that need it are left out.
-func (k *Kernel) routes(c *changer, p Plan, device netlink.Link) {
+// knows reports whether a neighbour or a forwarding entry is as it is to be.
+func (t *Tunnel) knows(h netlink.Neigh) bool {
+	mac, a := macIn(h), addrOf(h.IP)
+	if h.Family == unix.AF_BRIDGE {
+		end, ok := t.Forward[mac]
+		return ok && end == a
+	}
+	want, ok := t.Neighbors[a]
+	return ok && want == mac && h.State == netlink.NUD_PERMANENT
+}
+
+func macIn(h netlink.Neigh) (m MAC) {
+	copy(m[:], h.HardwareAddr)
+	return m
+}
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+func (p Plan) findRoutes(c *changer, w *work, device int) {
 	want := maps.Clone(p.Routes)
-	var wrong []netlink.Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		have, err := list(func() ([]netlink.Route, error) {
 			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: Protocol, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
@@ -259,27 +303,38 @@ func (k *Kernel) routes(c *changer, p Plan, device netlink.Link) {
 			if r, ok := want[dst]; ok && r.is(h, device) {
 				delete(want, dst)
 			} else {
-				wrong = append(wrong, h)
+				w.wrong = append(w.wrong, h)
 			}
 		}
 	}
+	w.routes = want
+}
+
+// perform does what is to be done. Without the tunnel's device, routes that need it are left out.
+func (c *changer) perform(w work, device int) {
+	for mac, end := range w.forward {
+		c.do("forwarding entry of "+end.String(), func() error { return netlink.NeighSet(forwarding(device, mac, end)) })
+	}
+	for a, mac := range w.neighbors {
+		c.do("neighbour "+a.String(), func() error { return netlink.NeighSet(neighbor(device, a, mac)) })
+	}
 	// What is wrong goes first: it may be in the way of what is right. A route that only changes is replaced, so that no packet is lost.
-	for _, h := range wrong {
-		if _, ok := want[prefixOf(h.Dst)]; !ok {
-			c.do("deleting the route to "+h.Dst.String(), func() error { return gone(netlink.RouteDel(&h)) })
+	replaced := map[netip.Prefix]bool{}
+	for _, h := range w.wrong {
+		dst := prefixOf(h.Dst)
+		if _, ok := w.routes[dst]; ok {
+			replaced[dst] = true
+			continue
 		}
+		c.do("deleting the route to "+h.Dst.String(), func() error { return gone(netlink.RouteDel(&h)) })
 	}
-	ours := map[netip.Prefix]bool{}
-	for _, h := range wrong {
-		ours[prefixOf(h.Dst)] = true
-	}
-	for _, dst := range slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare) {
-		r := want[dst]
-		if r.Tunnel && device == nil {
+	for _, dst := range slices.SortedFunc(maps.Keys(w.routes), netip.Prefix.Compare) {
+		r := w.routes[dst]
+		if r.Tunnel && device == 0 {
 			continue // it has been told why
 		}
 		c.do("route to "+dst.String(), func() error {
-			if ours[dst] {
+			if replaced[dst] {
 				return netlink.RouteReplace(r.route(device))
 			}
 			err := netlink.RouteAdd(r.route(device))
@@ -288,6 +343,23 @@ func (k *Kernel) routes(c *changer, p Plan, device netlink.Link) {
 			}
 			return err
 		})
+	}
+	for _, n := range w.stale {
+		c.do("deleting a neighbour or forwarding entry", func() error { return gone(netlink.NeighDel(&n)) })
+	}
+}
+
+func neighbor(device int, a netip.Addr, mac MAC) *netlink.Neigh {
+	family := netlink.FAMILY_V4
+	if a.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	return &netlink.Neigh{LinkIndex: device, Family: family, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac[:]}
+}
+
+func forwarding(device int, mac MAC, end netip.Addr) *netlink.Neigh {
+	return &netlink.Neigh{
+		LinkIndex: device, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, State: netlink.NUD_PERMANENT, IP: end.AsSlice(), HardwareAddr: mac[:],
 	}
 }
 
@@ -300,12 +372,12 @@ func gone(err error) error {
 }
 
 // is reports whether the kernel's route is r.
-func (r Route) is(h netlink.Route, device netlink.Link) bool {
+func (r Route) is(h netlink.Route, device int) bool {
 	via, _ := netip.AddrFromSlice(h.Gw)
 	if via.Unmap() != r.Via || h.Priority != r.priority() {
 		return false
 	}
-	return !r.Tunnel || device != nil && h.LinkIndex == device.Attrs().Index
+	return !r.Tunnel || device != 0 && h.LinkIndex == device
 }
 
 // priority is what the kernel makes of none.
@@ -316,10 +388,10 @@ func (r Route) priority() int {
 	return 1024
 }
 
-func (r Route) route(device netlink.Link) *netlink.Route {
+func (r Route) route(device int) *netlink.Route {
 	out := &netlink.Route{Dst: network(r.Dst), Gw: r.Via.AsSlice(), Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
 	if r.Tunnel {
-		out.LinkIndex = device.Attrs().Index
+		out.LinkIndex = device
 		if r.Via.Is4() { // what is link-local is on the link
 			out.Flags = int(netlink.FLAG_ONLINK)
 		}
@@ -347,114 +419,4 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 func OnLink(a netip.Addr) bool {
 	routes, err := netlink.RouteGet(a.AsSlice())
 	return err == nil && len(routes) > 0 && routes[0].Gw == nil
-}
-
-// watchRetry is the pause after a subscription has ended: the kernel ends those whose reader is too slow.
-const watchRetry = time.Second
-
-// Watch calls changed whenever a link, a route, an address, or a neighbour on a tunnel has changed, until ctx ends; not for what comes and
-// goes with a pod of this node. It is for the network namespace of the calling thread. What a Sync of one's own changes is told, too.
-func Watch(ctx context.Context, changed func()) {
-	for ctx.Err() == nil {
-		watch(ctx, changed)
-		changed()
-		select {
-		case <-ctx.Done():
-		case <-time.After(watchRetry):
-		}
-	}
-}
-
-// watch ends with ctx, or with a subscription.
-func watch(ctx context.Context, changed func()) {
-	links, err := netlink.NewHandle(unix.NETLINK_ROUTE) // of this thread's namespace, for the goroutine that looks at neighbours
-	if err != nil {
-		return
-	}
-	defer links.Close()
-	done := make(chan struct{})
-	events := make(chan struct{}, 1)
-	var open []<-chan struct{} // closed when a subscription has ended
-	var errs []error
-	add := func(ended <-chan struct{}, err error) {
-		if errs = append(errs, err); err == nil {
-			open = append(open, ended)
-		}
-	}
-	add(subscribe(netlink.LinkSubscribe, done, events, linkMatters))
-	add(subscribe(netlink.RouteSubscribe, done, events, routeMatters))
-	add(subscribe(netlink.AddrSubscribe, done, events, addrMatters))
-	// On other links neighbours come and go all the time.
-	add(subscribe(netlink.NeighSubscribe, done, events, func(u netlink.NeighUpdate) bool {
-		if !neighMatters(u) {
-			return false
-		}
-		link, err := links.LinkByIndex(u.LinkIndex)
-		return err == nil && link.Type() == "vxlan"
-	}))
-	defer func() {
-		close(done)
-		for _, ended := range open {
-			<-ended
-		}
-	}()
-	if errors.Join(errs...) != nil {
-		return
-	}
-	for {
-		changed()
-		select {
-		case <-ctx.Done():
-			return
-		case <-open[0]:
-			return
-		case <-open[1]:
-			return
-		case <-open[2]:
-			return
-		case <-open[3]:
-			return
-		case <-events:
-		}
-	}
-}
-
-// podLink is what the CNI plugin calls the node's ends of pods' links.
-var podLink = regexp.MustCompile("^rw[0-9a-f]{8}$")
-
-func linkMatters(u netlink.LinkUpdate) bool { return !podLink.MatchString(u.Attrs().Name) }
-
-// routeMatters is false for routes to single addresses that are not ours, as those to pods are, and for those that the kernel makes of addresses.
-func routeMatters(u netlink.RouteUpdate) bool {
-	dst := prefixOf(u.Dst)
-	return u.Protocol == Protocol || u.Table == unix.RT_TABLE_MAIN && !(dst.IsValid() && dst.IsSingleIP())
-}
-
-// addrMatters is false for the addresses that a node has towards its pods.
-func addrMatters(u netlink.AddrUpdate) bool { return !u.LinkAddress.IP.IsLinkLocalUnicast() }
-
-// neighMatters is false for neighbours that the kernel asks for, which come and go too often to look at each one's link.
-func neighMatters(u netlink.NeighUpdate) bool {
-	return u.Type == unix.RTM_DELNEIGH || u.Family == unix.AF_BRIDGE || u.State&netlink.NUD_PERMANENT != 0
-}
-
-// subscribe has events get one for what a subscription tells and matters, until done or until it ends. If matters is nil all does.
-func subscribe[T any](begin func(chan<- T, <-chan struct{}) error, done <-chan struct{}, events chan<- struct{}, matters func(T) bool) (<-chan struct{}, error) {
-	updates, ended := make(chan T, 16), make(chan struct{})
-	if err := begin(updates, done); err != nil {
-		return nil, err
-	}
-	go func() {
-		defer close(ended)
-		for u := range updates {
-			if !matters(u) {
-				continue
-			}
-			select {
-			case events <- struct{}{}:
-			default:
-			}
-		}
-	}()
-	return ended, nil
 }

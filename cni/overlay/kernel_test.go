@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -13,8 +12,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/vishvananda/netlink"
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
@@ -97,6 +94,8 @@ type rig struct {
 	mode   Mode
 	near   bool // no tunnel where there is a link
 	kernel Kernel
+	nodes  [nodes]Keeper
+	step   bool // changes are sent without a look
 }
 
 func (r *rig) sync(i int, others ...int) (int, error) {
@@ -119,7 +118,7 @@ func (r *rig) syncNodes(self Node, i int, others []Node) (int, error) {
 		}
 		var p Plan
 		if p, err = Make(r.mode, self, others, direct); err == nil {
-			n, err = r.kernel.Sync(p)
+			n, err = r.nodes[i].Put(r.kernel, p, !r.step)
 		}
 	})
 	return n, err
@@ -152,7 +151,7 @@ func TestSync(t *testing.T) {
 				mtu -= Overhead(testNode(0).Addrs[0])
 			}
 			world(t, mtu)
-			r := &rig{t, mode.mode, mode.near, Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: mtu}}
+			r := &rig{T: t, mode: mode.mode, near: mode.near, kernel: Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: mtu}}
 			r.syncAll(0, 1, 2)
 			talk(t, 0, 1, 2)
 			if n := r.syncAll(0, 1, 2); n != 0 {
@@ -257,7 +256,7 @@ func TestForeign(t *testing.T) {
 		return
 	}
 	world(t, linkMTU)
-	r := &rig{t, VXLAN, false, Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: 1400}}
+	r := &rig{T: t, mode: VXLAN, near: false, kernel: Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: 1400}}
 	netns.Batch(t, nodeName(0), "link add rw-vxlan type bridge\nroute add 10.244.1.0/24 via 192.0.2.3\n")
 	if _, err := r.sync(0, 1, 2); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), "rw-vxlan: somebody else's: it is of the type bridge") {
 		t.Errorf("%v", err)
@@ -282,7 +281,7 @@ func TestChange(t *testing.T) {
 		return
 	}
 	world(t, linkMTU-100)
-	r := &rig{t, VXLAN, false, Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: linkMTU - 100}}
+	r := &rig{T: t, mode: VXLAN, near: false, kernel: Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: linkMTU - 100}}
 	r.syncAll(0, 1, 2)
 	state := func() string {
 		var out []string
@@ -336,12 +335,23 @@ func TestChange(t *testing.T) {
 		put(i)
 		want = append(want, state())
 	}
-	for i := range plans {
-		for j := range plans {
-			put(i)
-			put(j)
-			if d := cmp.Diff(want[j], state()); d != "" {
-				t.Errorf("plan %d after %d: %s", j, i, d)
+	put(0)
+	for _, r.step = range []bool{false, true} {
+		for i, from := range plans {
+			for j, to := range plans {
+				same := (from.mode == VXLAN) == (to.mode == VXLAN) && from.self.Equal(to.self) // the tunnel is
+				if r.step && !same {
+					continue
+				}
+				put(i)
+				looks := r.nodes[0].Looks()
+				put(j)
+				if d := cmp.Diff(want[j], state()); d != "" {
+					t.Errorf("plan %d after %d, step %t: %s", j, i, r.step, d)
+				}
+				if looked := r.nodes[0].Looks() != looks; looked == r.step {
+					t.Errorf("plan %d after %d, step %t: looked %t", j, i, r.step, looked)
+				}
 			}
 		}
 	}
@@ -400,7 +410,7 @@ func TestUnderlay6(t *testing.T) {
 	}
 	mtu := linkMTU - Overhead(six(0).Addrs[0])
 	world(t, mtu)
-	r := &rig{t, VXLAN, false, Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: mtu}}
+	r := &rig{T: t, mode: VXLAN, near: false, kernel: Kernel{Device: "rw-vxlan", VNI: 4242, Port: 8472, MTU: mtu}}
 	for i := range 2 {
 		netns.Batch(t, nodeName(i), "addr del "+testNode(i).Addrs[0].String()+"/24 dev eth0\n")
 	}
@@ -471,85 +481,4 @@ func TestForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	forward(1, four, six)
-}
-
-// TestMatters holds that a pod that comes or goes has nobody look at thousands of routes.
-func TestMatters(t *testing.T) {
-	link := func(name string) bool {
-		return linkMatters(netlink.LinkUpdate{Link: &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}}})
-	}
-	route := func(dst string, table int, protocol netlink.RouteProtocol) bool {
-		return routeMatters(netlink.RouteUpdate{Route: netlink.Route{Dst: network(netip.MustParsePrefix(dst)), Table: table, Protocol: protocol}})
-	}
-	addr := func(a string) bool {
-		return addrMatters(netlink.AddrUpdate{LinkAddress: *network(netip.MustParsePrefix(a))})
-	}
-	neigh := func(typ uint16, family, state int) bool {
-		return neighMatters(netlink.NeighUpdate{Type: typ, Neigh: netlink.Neigh{Family: family, State: state}})
-	}
-	for what, ok := range map[string]bool{
-		"a neighbour that answers": !neigh(unix.RTM_NEWNEIGH, unix.AF_INET, netlink.NUD_REACHABLE) && !neigh(unix.RTM_NEWNEIGH, unix.AF_INET6, netlink.NUD_STALE),
-		"a neighbour like ours":    neigh(unix.RTM_NEWNEIGH, unix.AF_INET, netlink.NUD_PERMANENT) && neigh(unix.RTM_DELNEIGH, unix.AF_INET, netlink.NUD_PERMANENT),
-		"a forwarding entry":       neigh(unix.RTM_NEWNEIGH, unix.AF_BRIDGE, netlink.NUD_REACHABLE),
-		"a pod's link":             !link("rw0123abcd"),
-		"the tunnel":               link("rw-vxlan"),
-		"an uplink":                link("eth0"),
-		"a pod's route":            !route("10.244.0.7/32", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT) && !route("fd00::7/128", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
-		"a route of the kernel":    !route("fe80::/64", unix.RT_TABLE_LOCAL, unix.RTPROT_KERNEL),
-		"our route":                route("10.244.1.0/24", unix.RT_TABLE_MAIN, Protocol) && route("10.244.1.0/32", unix.RT_TABLE_MAIN, Protocol),
-		"what replaced it":         route("10.244.1.0/24", unix.RT_TABLE_MAIN, unix.RTPROT_BOOT),
-		"the default route":        routeMatters(netlink.RouteUpdate{Route: netlink.Route{Table: unix.RT_TABLE_MAIN}}),
-		"a pod's gateway":          !addr("169.254.1.1/32") && !addr("fe80::1/64"),
-		"the node's address":       addr("192.0.2.1/24") && addr("2001:db8::1/64"),
-	} {
-		if !ok {
-			t.Error(what)
-		}
-	}
-}
-
-// TestWatch holds that changes by others are told.
-func TestWatch(t *testing.T) {
-	t.Parallel()
-	if !netns.Enter(t) {
-		return
-	}
-	world(t, linkMTU)
-	before := goleak.IgnoreCurrent()
-	ctx, cancel := context.WithCancel(t.Context())
-	told, ended := make(chan struct{}, 1), make(chan struct{})
-	go func() {
-		defer close(ended)
-		netns.In(t, nodeName(0), func() {
-			Watch(ctx, func() {
-				select {
-				case told <- struct{}{}:
-				default:
-				}
-			})
-		})
-	}()
-	wait := func(what string) {
-		t.Helper()
-		select {
-		case <-told:
-		case <-time.After(10 * time.Second):
-			t.Fatalf("%s is not told", what)
-		}
-	}
-	wait("the beginning")
-	for _, change := range []string{"route add 10.9.0.0/24 via 192.0.2.2", "route del 10.9.0.0/24", "link set eth0 mtu 1400", "addr add 192.0.2.99/24 dev eth0", "link add v type vxlan id 5 dstport 8472\nlink set v up", "neigh add 192.0.2.50 lladdr 02:00:00:00:00:50 dev v", "neigh del 192.0.2.50 dev v"} {
-		for quiet := false; !quiet; {
-			select {
-			case <-told:
-			case <-time.After(50 * time.Millisecond):
-				quiet = true
-			}
-		}
-		netns.Batch(t, nodeName(0), change+"\n")
-		wait(change)
-	}
-	cancel()
-	<-ended
-	goleak.VerifyNone(t, before)
 }

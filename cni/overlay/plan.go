@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"iter"
 	"net"
 	"net/netip"
 	"slices"
@@ -83,6 +84,7 @@ type Tunnel struct {
 type Plan struct {
 	Routes map[netip.Prefix]Route
 	Tunnel *Tunnel // nil if there is none
+	near   bool    // it depends on what links lead to
 }
 
 // ErrNode is wrapped by what is wrong with a node.
@@ -94,7 +96,7 @@ var ErrNode = errors.New("node")
 // A range of pods is left out that has a node's address in it, or overlaps with another's: whoever may write Node objects could
 // otherwise lead all packets wherever he likes. The first by name keeps it, and this node's own come before all.
 func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Plan, error) {
-	plan := Plan{Routes: map[netip.Prefix]Route{}}
+	plan := Plan{Routes: make(map[netip.Prefix]Route, 2*len(others)), near: direct != nil}
 	if mode == Cloud {
 		return plan, nil
 	}
@@ -103,17 +105,15 @@ func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Pl
 		if len(self.Addrs) == 0 {
 			return plan, fmt.Errorf("%w %s, this one, has no address: a tunnel has no end", ErrNode, self.Name)
 		}
-		plan.Tunnel = &Tunnel{Local: self.Addrs[0], MAC: macOf(self.Name), Neighbors: map[netip.Addr]MAC{}, Forward: map[MAC]netip.Addr{}}
+		plan.Tunnel = &Tunnel{Local: self.Addrs[0], MAC: macOf(self.Name), Neighbors: make(map[netip.Addr]MAC, 2*len(others)), Forward: make(map[MAC]netip.Addr, len(others))}
 		for _, p := range self.PodCIDRs {
 			plan.Tunnel.Addrs = append(plan.Tunnel.Addrs, p.Masked().Addr())
 		}
 	}
-	others = slices.SortedFunc(slices.Values(others), func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
-	taken := ranges{}
-	for _, n := range append([]Node{self}, others...) {
-		taken.nodes = append(taken.nodes, n.Addrs...)
+	if byName := func(a, b Node) int { return cmp.Compare(a.Name, b.Name) }; !slices.IsSortedFunc(others, byName) {
+		others = slices.SortedFunc(slices.Values(others), byName)
 	}
-	slices.SortFunc(taken.nodes, netip.Addr.Compare)
+	taken := newRanges(self, others)
 	for _, p := range self.PodCIDRs {
 		taken.add(p.Masked())
 	}
@@ -171,29 +171,70 @@ func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(neti
 	return nil
 }
 
-// ranges are those that are taken, in order.
+// ranges are those that are taken. Nodes' ranges are of few lengths, so that all that have to do with another are found by asking for each.
 type ranges struct {
-	list  []netip.Prefix
-	nodes []netip.Addr // in order
+	lengths map[int]bool // of all nodes' ranges, of both families
+	taken   map[netip.Prefix]bool
+	within  map[netip.Prefix]netip.Prefix // a range that is taken, by those around it
+	nodes   map[netip.Prefix]netip.Addr   // a node's address, by the ranges around it
 }
 
-func (r *ranges) search(p netip.Prefix) int {
-	i, _ := slices.BinarySearchFunc(r.list, p, netip.Prefix.Compare)
-	return i
-}
-
-func (r *ranges) add(p netip.Prefix) { r.list = slices.Insert(r.list, r.search(p), p) }
-
-// check returns why a range cannot be a node's. Those that are taken do not overlap, so that its neighbours in order tell.
-func (r *ranges) check(p netip.Prefix) error {
-	i := r.search(p)
-	for _, j := range []int{i - 1, i} {
-		if j >= 0 && j < len(r.list) && r.list[j].Overlaps(p) {
-			return fmt.Errorf("it overlaps with %s", r.list[j])
+func newRanges(self Node, others []Node) ranges {
+	all := append([]Node{self}, others...)
+	r := ranges{map[int]bool{}, make(map[netip.Prefix]bool, 2*len(all)), map[netip.Prefix]netip.Prefix{}, make(map[netip.Prefix]netip.Addr, 2*len(all))}
+	for _, n := range all {
+		for _, p := range n.PodCIDRs {
+			r.lengths[p.Bits()] = true
 		}
 	}
-	if i, _ := slices.BinarySearchFunc(r.nodes, p.Addr(), netip.Addr.Compare); i < len(r.nodes) && p.Contains(r.nodes[i]) {
-		return fmt.Errorf("a node's address, %s, is in it", r.nodes[i])
+	for _, n := range all {
+		for _, a := range n.Addrs {
+			for around := range r.around(a, a.BitLen()) {
+				if _, ok := r.nodes[around]; !ok {
+					r.nodes[around] = a
+				}
+			}
+		}
+	}
+	return r
+}
+
+// around returns the ranges that an address is in, of the lengths that nodes' ranges have, and of so many bits at most.
+func (r *ranges) around(a netip.Addr, bits int) iter.Seq[netip.Prefix] {
+	return func(yield func(netip.Prefix) bool) {
+		for n := range r.lengths {
+			if n > bits {
+				continue
+			}
+			if p, err := a.Prefix(n); err == nil && !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+func (r *ranges) add(p netip.Prefix) {
+	r.taken[p] = true
+	for around := range r.around(p.Addr(), p.Bits()-1) {
+		if _, ok := r.within[around]; !ok {
+			r.within[around] = p
+		}
+	}
+}
+
+// check returns why a range cannot be a node's.
+func (r *ranges) check(p netip.Prefix) error {
+	other, ok := r.within[p]
+	for around := range r.around(p.Addr(), p.Bits()) {
+		if r.taken[around] {
+			other, ok = around, true
+		}
+	}
+	if ok {
+		return fmt.Errorf("it overlaps with %s", other)
+	}
+	if a, ok := r.nodes[p]; ok {
+		return fmt.Errorf("a node's address, %s, is in it", a)
 	}
 	return nil
 }

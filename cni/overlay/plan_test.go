@@ -111,3 +111,29 @@ func TestMany(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkMake is what the plan of 5,000 nodes costs, whose names, ranges and addresses have nothing to do with each other, and to find out in what
+// it differs from the one before.
+func BenchmarkMake(b *testing.B) {
+	var others []Node
+	for i := range 5000 {
+		others = append(others, node(fmt.Sprint("node-", i*7919%5000), fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255), fmt.Sprintf("fd00:%x::/64", i), fmt.Sprintf("192.168.%d.%d", i>>8, i&255), fmt.Sprintf("fd01::%x", i)))
+	}
+	self := node("self", "10.200.0.0/24", "192.168.99.1")
+	before, _ := Make(VXLAN, self, others[1:], nil)
+	b.Run("plan", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := Make(VXLAN, self, others, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	after, _ := Make(VXLAN, self, others, nil)
+	b.Run("difference", func(b *testing.B) {
+		for b.Loop() {
+			if w := differ(before, after, 1); len(w.routes) != 2 || len(w.neighbors) != 2 || len(w.forward) != 1 {
+				b.Fatal(w)
+			}
+		}
+	})
+}

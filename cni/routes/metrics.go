@@ -7,8 +7,8 @@ import (
 )
 
 type metrics struct {
-	changes, failures, wrong prometheus.Counter
-	last                     prometheus.Gauge
+	changes, looks, failures, wrong prometheus.Counter
+	last                            prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, r *Routes) (*metrics, error) {
@@ -20,6 +20,7 @@ func newMetrics(reg prometheus.Registerer, r *Routes) (*metrics, error) {
 	}
 	m := &metrics{
 		changes:  counter("changes_total", "Routes, neighbours, devices, addresses and rules that were made, changed or taken away."),
+		looks:    counter("looks_total", "Times that all routes, neighbours and forwarding entries of the kernel were listed."),
 		failures: counter("failures_total", "Times that some of them could not be made as they should be."),
 		wrong:    counter("wrong_nodes_total", "Times that nodes were found whose pods cannot be reached for what their objects say."),
 		last:     prometheus.NewGauge(prometheus.GaugeOpts(opts("last_sync_timestamp_seconds", "When all was last known to be as it should be, as a Unix time."))),
@@ -36,7 +37,7 @@ func newMetrics(reg prometheus.Registerer, r *Routes) (*metrics, error) {
 	}
 	var err error
 	for _, c := range []prometheus.Collector{
-		m.changes, m.failures, m.wrong, m.last,
+		m.changes, m.looks, m.failures, m.wrong, m.last,
 		gauge("nodes", "Other nodes.", func(c counts) int { return c.nodes }), gauge("routes", "Ranges of pods of other nodes that there is to be a route to.", func(c counts) int { return c.routes }),
 	} {
 		err = errors.Join(err, reg.Register(c))

@@ -11,9 +11,9 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,6 +40,10 @@ type Config struct {
 	InsideFile string
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
+	// LocalhostPorts has the plugin lead ports of 127.0.0.1 to pods, too.
+	LocalhostPorts bool
+	// Patience is for how long something of this node's network has to be missing before the plugin says so to the runtime; 0 is a minute.
+	Patience time.Duration
 	// Log is slog.Default() if nil.
 	Log *slog.Logger
 	// Registerer takes the metrics, ropewalk_routes_*; nil for none.
@@ -56,6 +60,7 @@ type Routes struct {
 	config  Config
 	metrics *metrics
 	kick    chan struct{}
+	doubted atomic.Bool // the kernel is to be looked at
 
 	mu      sync.Mutex
 	nodes   objects[overlay.Node]
@@ -65,10 +70,15 @@ type Routes struct {
 	told    string // what the log was told last of nodes that are wrong
 	desired counts
 
-	// What Run alone knows: what it planned last; what the masquerading is, if it is there as it is to be.
-	planned     planned
-	masqueraded masquerade.Config
-	there       bool
+	// What follows is for Run alone.
+	keeper  overlay.Keeper
+	tables  masquerade.Tables
+	looked  time.Time // when the kernel was last looked at; zero if that is to be done again
+	planned planned
+	mtu     int                 // as of the last look
+	near    map[netip.Addr]bool // which are on a link, as of the last look
+	removed bool                // the masquerading of an earlier process
+	limit   limit
 }
 
 // planned is a plan for a version of the view.
@@ -126,7 +136,10 @@ func New(c Config) (*Routes, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	r := &Routes{config: c, kick: make(chan struct{}, 1), ready: errors.New("not all nodes have been heard of yet")}
+	if c.Patience == 0 {
+		c.Patience = patience
+	}
+	r := &Routes{config: c, kick: make(chan struct{}, 1), ready: errors.New("not all nodes have been heard of yet"), near: map[netip.Addr]bool{}}
 	r.nodes = objects[overlay.Node]{equal: overlay.Node.Equal, all: map[cluster.Key]overlay.Node{}}
 	r.cidrs = objects[[]netip.Prefix]{equal: slices.Equal[[]netip.Prefix], all: map[cluster.Key][]netip.Prefix{}}
 	var err error
@@ -164,6 +177,12 @@ func (r *Routes) apply(c cluster.Change) (changed bool) {
 	return changed
 }
 
+// doubt has the kernel looked at.
+func (r *Routes) doubt() {
+	r.doubted.Store(true)
+	r.wake()
+}
+
 func (r *Routes) wake() {
 	select {
 	case r.kick <- struct{}{}:
@@ -178,30 +197,60 @@ func (r *Routes) Ready() error {
 	return r.ready
 }
 
+// Ranges returns the node's podCIDRs; none before they are known.
+func (r *Routes) Ranges() (ranges []netip.Prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.nodes.all {
+		if n.Name == r.config.NodeName {
+			for _, c := range n.PodCIDRs {
+				ranges = append(ranges, c.Masked())
+			}
+		}
+	}
+	return ranges
+}
+
 const (
-	// pause is the shortest time from one look at the kernel to the next: the kernel tells of each route that changes, our own too. Where
-	// looks take long it is share times what the last one took, pauseMost at most: some other program may change routes all the time.
+	// pause is the shortest time from one change of the kernel, or look at it, to the next. Where they take long it is share times what the
+	// last one took, pauseMost at most: some other program may change routes all the time.
 	pause     = 100 * time.Millisecond
 	share     = 10
 	pauseMost = time.Second
-	// look is the longest.
+	// look is the longest from one look to the next.
 	look = time.Minute
-	// retry is the pause after a failure.
-	retry = time.Second
+	// retry is the pause after a failure; or retryShare times what that took, so that one which stays costs little in a large cluster, too.
+	retry      = time.Second
+	retryShare = 100
 )
 
 // Run keeps the kernel right until ctx ends. What is in the kernel stays there: pods go on to talk to each other.
+//
+// All that the kernel has is looked at in the beginning, after an error, each minute, and when the kernel tells what is not as it is to be, or
+// may not have told all. A change of the cluster has that sent which is different, and nothing looked at.
 func (r *Routes) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { overlay.Watch(ctx, r.wake) })
+	watching := make(chan struct{}) // ahead of the first look, so that one does
+	began := sync.OnceFunc(func() { close(watching) })
+	wg.Go(func() { r.keeper.Watch(ctx, func() { r.doubt(); began() }) })
 	if err := r.sweep(); err != nil {
 		r.config.Log.Warn("what an earlier process may have left stays", "error", err)
 	}
+	if err := r.forget(); err != nil {
+		r.config.Log.Warn("what an earlier process has told the plugin stays", "error", err)
+	}
+	select {
+	case <-watching:
+	case <-ctx.Done():
+		return nil
+	}
 	for {
-		wait, begun := look, time.Now()
-		if err := r.sync(); err != nil {
-			wait = retry
+		begun := time.Now()
+		err := r.sync()
+		wait := look - time.Since(r.looked)
+		if err != nil {
+			wait = min(max(retry, retryShare*time.Since(begun)), look)
 		}
 		rest := time.After(min(max(pause, share*time.Since(begun)), pauseMost))
 		timer := time.NewTimer(wait)
@@ -287,23 +336,38 @@ func (r *Routes) sync() error {
 }
 
 func (r *Routes) put(v view) error {
+	begun := time.Now()
+	if r.doubted.Swap(false) {
+		r.looked = time.Time{}
+	}
+	now := begun.Sub(r.looked) >= look
+	if now {
+		r.mtu = 0
+		clear(r.near)
+	}
 	kernel, err := r.kernel(v)
 	if err != nil {
 		return err
 	}
-	plan, wrong := r.plan(v)
+	plan, wrong := r.plan(v, now)
 	r.tell(wrong, counts{len(v.others), len(plan.Routes)})
 	if plan.Routes == nil || r.config.Mode == overlay.VXLAN && plan.Tunnel == nil {
 		return wrong
 	}
 	forwarding, err := forward(v.self, plan)
-	n, err2 := kernel.Sync(plan)
+	looks := r.keeper.Looks()
+	n, err2 := r.keeper.Put(kernel, plan, now)
+	r.metrics.looks.Add(float64(r.keeper.Looks() - looks))
 	r.metrics.changes.Add(float64(forwarding + n))
-	err = errors.Join(err, err2)
-	if err != nil {
+	switch err = errors.Join(err, err2); {
+	case err != nil:
 		r.metrics.failures.Inc()
+		r.looked = time.Time{}
+	case now:
+		r.looked = begun
 	}
-	return errors.Join(err, r.masquerade(v), r.announce(v, kernel.MTU))
+	err = errors.Join(err, r.masquerade(v, now))
+	return errors.Join(err, r.limited(missing(err, plan, kernel.Device)), r.announce(v, kernel.MTU))
 }
 
 // forward has the kernel let packets of pods through.
@@ -316,16 +380,27 @@ func forward(self overlay.Node, plan overlay.Plan) (changes int, err error) {
 	return changes + n, errors.Join(err, err2)
 }
 
-// plan makes what was planned last do while the view is the same. Not where it depends on this node's links.
-func (r *Routes) plan(v view) (overlay.Plan, error) {
+// plan makes what was planned last do while the view is the same. Where it depends on this node's links that ends with a look.
+func (r *Routes) plan(v view, now bool) (overlay.Plan, error) {
+	var direct func(netip.Addr) bool
 	if r.config.NearDirect {
-		return overlay.Make(r.config.Mode, v.self, v.others, overlay.OnLink)
+		direct = r.onLink
 	}
-	if r.planned.version != v.version {
-		plan, wrong := overlay.Make(r.config.Mode, v.self, v.others, nil)
+	if r.planned.version != v.version || now && direct != nil {
+		plan, wrong := overlay.Make(r.config.Mode, v.self, v.others, direct)
 		r.planned = planned{v.version, plan, wrong}
 	}
 	return r.planned.plan, r.planned.wrong
+}
+
+// onLink asks the kernel once for each address from one look to the next.
+func (r *Routes) onLink(a netip.Addr) bool {
+	near, ok := r.near[a]
+	if !ok {
+		near = overlay.OnLink(a)
+		r.near[a] = near
+	}
+	return near
 }
 
 // tell logs what is wrong with nodes, once.
@@ -350,14 +425,16 @@ func (r *Routes) kernel(v view) (overlay.Kernel, error) {
 	if k.MTU != 0 {
 		return k, nil
 	}
-	mtu, err := linkMTU()
-	if err != nil {
-		return k, err
+	if r.mtu == 0 {
+		var err error
+		if r.mtu, err = linkMTU(); err != nil {
+			return k, err
+		}
 	}
+	k.MTU = r.mtu
 	if r.config.Mode == overlay.VXLAN && len(v.self.Addrs) > 0 {
-		mtu -= overlay.Overhead(v.self.Addrs[0])
+		k.MTU -= overlay.Overhead(v.self.Addrs[0])
 	}
-	k.MTU = mtu
 	return k, nil
 }
 
@@ -392,16 +469,16 @@ func linkMTU() (int, error) {
 	return mtu, nil
 }
 
-// masquerade writes the rules if they are not there as they should be. Where there are to be none, those of an earlier process go, once.
-func (r *Routes) masquerade(v view) error {
+// masquerade has the rules there as they should be. Where there are to be none, those of an earlier process go, once.
+func (r *Routes) masquerade(v view, now bool) error {
 	if !r.config.Masquerade {
-		if r.there {
+		if r.removed {
 			return nil
 		}
 		if err := masquerade.Remove(); err != nil { // a kernel without nftables has none that could be left
 			r.config.Log.Warn("masquerading of an earlier process may be left", "error", err)
 		}
-		r.there = true
+		r.removed = true
 		return nil
 	}
 	var more []netip.Prefix
@@ -419,15 +496,11 @@ func (r *Routes) masquerade(v view) error {
 			c.Inside = append(c.Inside, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
-	if r.there && reflect.DeepEqual(c, r.masqueraded) && masquerade.There() {
-		return nil
-	}
-	if err := masquerade.Apply(c); err != nil {
+	changed, err := r.tables.Apply(c, now)
+	if err != nil {
 		r.metrics.failures.Inc()
-		r.there = false
-		return err
+	} else if changed {
+		r.metrics.changes.Inc()
 	}
-	r.metrics.changes.Inc()
-	r.masqueraded, r.there = c, true
-	return nil
+	return err
 }

@@ -1,0 +1,287 @@
+// Package routes holds the tests of what `ropewalk routes` costs: the program itself, its system calls counted from outside.
+package routes
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ropewalk-net/ropewalk/test/netns"
+)
+
+// binaryEnv names the program, which make builds.
+const binaryEnv = "ROPEWALK_TEST_ROPEWALK"
+
+func TestMain(m *testing.M) { os.Exit(withBinary(m.Run)) }
+
+// withBinary builds the program if make has not.
+func withBinary(run func() int) int {
+	if os.Getenv(binaryEnv) != "" {
+		return run()
+	}
+	dir, err := os.MkdirTemp("", "ropewalk")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	b := filepath.Join(dir, "ropewalk")
+	if out, err := exec.Command("go", "build", "-o", b, "github.com/ropewalk-net/ropewalk/cmd/ropewalk").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
+		return 1
+	}
+	os.Setenv(binaryEnv, b)
+	return run()
+}
+
+// node is a manifest. Nodes are neighbours on one link; the one with the number 0 is that of the test.
+func node(i int) string {
+	return fmt.Sprintf("---\napiVersion: v1\nkind: Node\nmetadata: {name: n%05d}\nspec: {podCIDRs: [10.%d.%d.0/24, 'fd00:244:0:%x::/64']}\n"+
+		"status: {addresses: [{type: InternalIP, address: 172.16.%d.%d}, {type: InternalIP, address: 'fd00:1::%x'}]}\n", i, 128+i>>8, i&255, 0x1000+i, i>>8, i&255, 0x1000+i)
+}
+
+// agent is the program that runs on a node.
+type agent struct {
+	*testing.T
+	cluster string // directory of manifests
+	args    []string
+	cmd     *exec.Cmd
+	ended   chan struct{}
+	log     bytes.Buffer
+}
+
+// child starts a program that goes with the test's process.
+func child(t *testing.T, cmd *exec.Cmd) (ended chan struct{}) {
+	t.Helper()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started, ended := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // the signal comes when the thread ends that has started the program
+		defer runtime.UnlockOSThread()
+		defer close(ended)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+	})
+	return ended
+}
+
+func (a *agent) start() {
+	a.Helper()
+	a.cmd = exec.Command(os.Getenv(binaryEnv), a.args...)
+	a.cmd.Stderr = &a.log
+	a.ended = child(a.T, a.cmd)
+}
+
+func (a *agent) stop() {
+	_ = a.cmd.Process.Signal(syscall.SIGTERM)
+	<-a.ended
+}
+
+// metrics returns the program's, by their names; nothing while it does not answer.
+func (a *agent) metrics() map[string]float64 {
+	out := map[string]float64{}
+	resp, err := http.Get("http://127.0.0.1:9156/metrics")
+	if err != nil {
+		return out
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	for line := range strings.Lines(string(b)) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
+			out[name], _ = strconv.ParseFloat(value, 64)
+		}
+	}
+	return out
+}
+
+// synced waits until the program has done all for so many other nodes, after what it had done at a time.
+func (a *agent) synced(nodes int, after float64) (now map[string]float64) {
+	a.Helper()
+	for range 3000 {
+		if now = a.metrics(); now["ropewalk_routes_nodes"] == float64(nodes) && now["ropewalk_routes_last_sync_timestamp_seconds"] > after {
+			return now
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	a.Fatalf("not synced: %v\n%s", now, a.log.String())
+	return nil
+}
+
+func (a *agent) write(name, content string) {
+	a.Helper()
+	path := filepath.Join(a.cluster, name)
+	err := os.WriteFile(path+".new", []byte(content), 0o644)
+	if content == "" {
+		err = os.Remove(path)
+	} else if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		a.Fatal(err)
+	}
+}
+
+// cost is what passes between the program and the kernel.
+type cost struct{ sent, sentBytes, received, receivedBytes int }
+
+var (
+	call    = regexp.MustCompile(`^(\d+) +(\w+)\(\d+<NETLINK:`)
+	resumed = regexp.MustCompile(`^(\d+) +<\.\.\. (\w+) resumed>`)
+	result  = regexp.MustCompile(`= (\d+)$`)
+	foreign = regexp.MustCompile(`RTM_(NEW|DEL)NEIGH.*if_nametoindex\("(eth0|far)"\)`)
+)
+
+// count adds up what strace has written, without what the kernel tells of its own neighbours on the node's link.
+func count(trace string) (c cost) {
+	waiting := map[string]bool{} // threads, in a call that is told in two lines
+	scanner := bufio.NewScanner(strings.NewReader(trace))
+	for scanner.Scan() {
+		line := scanner.Text()
+		name := ""
+		if m := call.FindStringSubmatch(line); m != nil {
+			if name = m[2]; strings.Contains(line, "<unfinished ...>") {
+				waiting[m[1]] = true
+				continue
+			}
+		} else if m := resumed.FindStringSubmatch(line); m != nil && waiting[m[1]] {
+			name = m[2]
+			delete(waiting, m[1])
+		}
+		m := result.FindStringSubmatch(line)
+		if name == "" || m == nil || strings.Contains(line, "MSG_PEEK") || foreign.MatchString(line) { // a message is looked at before it is read
+			continue
+		}
+		n, _ := strconv.Atoi(m[1])
+		if strings.HasPrefix(name, "send") {
+			c.sent, c.sentBytes = c.sent+1, c.sentBytes+n
+		} else {
+			c.received, c.receivedBytes = c.received+1, c.receivedBytes+n
+		}
+	}
+	return c
+}
+
+// unread reports whether there is a message that its reader has not taken.
+func unread(t *testing.T) bool {
+	b, err := os.ReadFile("/proc/net/netlink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && f[0] != "sk" && f[4] != "0" {
+			return true
+		}
+	}
+	return false
+}
+
+// measure returns what a change costs, after which there are so many other nodes.
+func (a *agent) measure(nodes int, change func()) cost {
+	a.Helper()
+	before := a.metrics()
+	path := filepath.Join(a.TempDir(), "trace")
+	cmd := exec.Command("strace", "-f", "-yy", "-s", "256", "-o", path, "-e", "trace=sendto,sendmsg,sendmmsg,recvfrom,recvmsg,recvmmsg,read,write", "-p", fmt.Sprint(a.cmd.Process.Pid))
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		a.Fatal(err)
+	}
+	ended := child(a.T, cmd)
+	if line, err := bufio.NewReader(said).ReadString('\n'); err != nil || !strings.Contains(line, "attached") {
+		a.Fatalf("strace: %q, %v", line, err)
+	}
+	change()
+	after := a.synced(nodes, before["ropewalk_routes_last_sync_timestamp_seconds"])
+	size, quiet := int64(-1), 0
+	for i := 0; quiet < 20 && i < 2000; i++ { // what the kernel tells of it is read, too
+		info, err := os.Stat(path)
+		if err != nil {
+			a.Fatal(err)
+		}
+		if quiet++; info.Size() != size || unread(a.T) {
+			size, quiet = info.Size(), 0
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	<-ended
+	b, err := os.ReadFile(path)
+	if err != nil {
+		a.Fatal(err)
+	}
+	if looks := after["ropewalk_routes_looks_total"] - before["ropewalk_routes_looks_total"]; looks != 0 {
+		a.Errorf("%v looks", looks)
+	}
+	return count(string(b))
+}
+
+// TestCost holds that a node which comes or goes costs the same netlink messages, and bytes of them, among 1,000 as among 10, and has nothing
+// listed; and that another process which finds all as it should be lists it once and changes nothing.
+func TestCost(t *testing.T) {
+	for name, flags := range map[string][]string{"vxlan": nil, "near": {"--direct-where-near"}, "direct": {"--overlay", "direct"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if !netns.Enter(t) {
+				return
+			}
+			netns.NeedCommand(t, "strace")
+			// Else links get addresses, and routes to them, while it is counted.
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			netns.Batch(t, "", "link add eth0 type veth peer name far\nlink set eth0 up\nlink set far up\naddr add 172.16.0.0/16 dev eth0\naddr add fd00:1::1000/64 dev eth0 nodad\nroute add default via 172.16.255.1\n")
+			for i := 0; strings.Count(netns.Run(t, "ip", "link"), "state UP") < 2 && i < 1000; i++ { // the kernel notices at its leisure, and tells
+				time.Sleep(10 * time.Millisecond)
+			}
+			var costs [2][2]cost
+			for i, nodes := range []int{10, 1000} {
+				a := &agent{T: t, cluster: t.TempDir()}
+				a.args = append([]string{"routes", "--node-name", "n00000", "--manifests", a.cluster, "--conf-dir", t.TempDir()}, flags...)
+				var all strings.Builder
+				for n := range nodes + 1 {
+					all.WriteString(node(n))
+				}
+				a.write("all.yaml", all.String())
+				a.start()
+				a.synced(nodes, 0)
+				a.stop()
+				a.start()
+				now := a.synced(nodes, 0)
+				if looks, changes := now["ropewalk_routes_looks_total"], now["ropewalk_routes_changes_total"]; looks != 1 || changes != 0 {
+					t.Errorf("%d nodes: another process has looked %v times and changed %v things", nodes, looks, changes)
+				}
+				costs[i] = [2]cost{
+					a.measure(nodes+1, func() { a.write("more.yaml", node(nodes+1)) }),
+					a.measure(nodes, func() { a.write("more.yaml", "") }),
+				}
+				a.stop()
+			}
+			t.Logf("a node comes, goes: %+v", costs[0])
+			for i, what := range []string{"comes", "goes"} {
+				if few, many := costs[0][i], costs[1][i]; few != many || few.sent == 0 || few.received == 0 {
+					t.Errorf("a node %s: %+v among 10, %+v among 1,000", what, few, many)
+				}
+			}
+		})
+	}
+}
