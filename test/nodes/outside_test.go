@@ -129,19 +129,19 @@ func sourcePort(t *testing.T, p *Pod, to string) (int, error) {
 // TestPorts holds that ports of a node lead to its pod from everywhere: from outside, from other nodes and their pods, from pods of the same
 // node, from the pod itself and from the node; and that they end with the pod.
 func TestPorts(t *testing.T) {
-	for name, flags := range map[string][]string{"vxlan": nil, "direct": {"--overlay", "direct"}} {
+	for name, spec := range map[string]Spec{"vxlan": {}, "bridge": {Bridge: true}, "direct": {Flags: []string{"--overlay", "direct"}}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if !netns.Enter(t) {
 				return
 			}
-			testPorts(t, flags)
+			testPorts(t, spec)
 		})
 	}
 }
 
-func testPorts(t *testing.T, flags []string) {
-	_, nodes := start(t, Spec{Flags: flags}, 2, false)
+func testPorts(t *testing.T, spec Spec) {
+	_, nodes := start(t, spec, 2, false)
 	node := nodes[0]
 	second := []string{"192.0.2.101", "2001:db8::101"} // the node has two addresses of a family
 	netns.Batch(t, node.Name, "addr add "+second[0]+"/24 dev eth0\naddr add "+second[1]+"/64 dev eth0 nodad\n")
@@ -153,9 +153,13 @@ func testPorts(t *testing.T, flags []string) {
 	near, far := serving(node, "b"), serving(nodes[1], "a")
 	var probes, gone []probe
 	for _, at := range node.Addrs {
+		neighbour := near.Addr(at)
+		if spec.Bridge { // whose pods would be answered past the node, and so come from the node's address
+			neighbour = ""
+		}
 		for _, from := range []struct{ name, client string }{
 			{Outside, ofFamily([]string{Outside4, Outside6}, at)}, {nodes[1].Name, nodes[1].Addr(at)}, {far.Name, far.Addr(at)},
-			{near.Name, near.Addr(at)}, {pod.Name, ""}, {node.Name, ""},
+			{near.Name, neighbour}, {pod.Name, ""}, {node.Name, ""},
 		} {
 			for _, p := range []string{"8001", "8002"} {
 				probes = append(probes, probe{from: from.name, to: net.JoinHostPort(at, p), want: pod.Name, client: from.client})
