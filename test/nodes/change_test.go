@@ -275,7 +275,7 @@ func TestKilled(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop.Store(true)
-	go_ := func(what string, once func() error) {
+	keep := func(what string, once func() error) {
 		n := &atomic.Int64{}
 		exchanges = append(exchanges, n)
 		wg.Go(func() {
@@ -290,10 +290,11 @@ func TestKilled(t *testing.T) {
 	}
 	for _, p := range pairs(pods) {
 		for _, network := range []string{"tcp", "udp"} {
+			p := p
 			p.only = network
-			go_(p.String()+", "+network, func() error { return p.run(t, clusternet.Patience) })
+			keep(p.String()+", "+network, func() error { return p.run(t, clusternet.Patience) })
 		}
-		go_(p.String()+", one connection", stream(t, pods, p))
+		keep(p.String()+", one connection", stream(t, pods, p))
 	}
 	// all waits until everybody has been heard many times more.
 	all := func() {

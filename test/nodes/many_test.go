@@ -2,7 +2,6 @@ package nodes
 
 import (
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,9 +18,7 @@ func TestMany(t *testing.T) {
 	if !netns.Enter(t) {
 		return
 	}
-	if err := os.Setenv("GOMAXPROCS", "1"); err != nil { // of the agents, which all run on this machine
-		t.Fatal(err)
-	}
+	t.Setenv("GOMAXPROCS", "1") // for the agents, which all run on this machine
 	c, nodes := start(t, Spec{}, 50, false)
 	pods := map[*Node]*Pod{}
 	for _, n := range nodes {
