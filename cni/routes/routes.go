@@ -40,6 +40,11 @@ type Config struct {
 	InsideFile string
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
+	// CNIMode is the plugin's mode, "routed" if empty. In mode "bridge", Bridge is the device, the plugin's default if empty, and SpoofCheck
+	// drops what pods send from others' hardware addresses.
+	CNIMode    string
+	Bridge     string
+	SpoofCheck bool
 	// LocalhostPorts has the plugin lead ports of 127.0.0.1 to pods, too.
 	LocalhostPorts bool
 	// Patience is for how long something of this node's network has to be missing before the plugin says so to the runtime; 0 is a minute.
@@ -67,6 +72,7 @@ type Routes struct {
 	cidrs   objects[[]netip.Prefix]
 	version uint64 // of nodes and cidrs
 	ready   error  // nil once all is as it should be
+	given   []byte // the plugin's configuration
 	told    string // what the log was told last of nodes that are wrong
 	desired counts
 
@@ -136,6 +142,9 @@ func New(c Config) (*Routes, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.CNIMode == "" {
+		c.CNIMode = "routed"
 	}
 	if c.Patience == 0 {
 		c.Patience = patience
