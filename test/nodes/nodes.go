@@ -54,8 +54,6 @@ type Spec struct {
 	Addrs, Pods string
 	// Flags are those of `ropewalk routes`, besides what the rig needs.
 	Flags []string
-	// Bridge has pods attached in mode bridge, which an operator writes into the configuration himself.
-	Bridge bool
 }
 
 // Cluster is a network of nodes.
@@ -363,7 +361,7 @@ func (n *Node) Pod(name string, ports ...map[string]any) *Pod {
 	var err error
 	netns.In(n.T, n.Name, func() {
 		var list *libcni.NetworkConfigList
-		if list, err = n.list(); err != nil {
+		if list, err = libcni.ConfListFromFile(n.Conflist()); err != nil {
 			return
 		}
 		res, e := n.cni.AddNetworkList(context.Background(), list, p.runtime())
@@ -384,25 +382,13 @@ func (n *Node) Pod(name string, ports ...map[string]any) *Pod {
 	return p
 }
 
-// list returns the configuration that the agent has written.
-func (n *Node) list() (*libcni.NetworkConfigList, error) {
-	b, err := os.ReadFile(n.Conflist())
-	if err != nil {
-		return nil, err
-	}
-	if n.Bridge {
-		b = bytes.Replace(b, []byte(`"mode": "routed"`), []byte(`"mode": "bridge"`), 1)
-	}
-	return libcni.NetworkConfFromBytes(b)
-}
-
 // Del detaches the pod.
 func (p *Pod) Del() {
 	p.Node.T.Helper()
 	var err error
 	netns.In(p.Node.T, p.Node.Name, func() {
 		var list *libcni.NetworkConfigList
-		if list, err = p.Node.list(); err == nil {
+		if list, err = libcni.ConfListFromFile(p.Node.Conflist()); err == nil {
 			err = p.Node.cni.DelNetworkList(context.Background(), list, p.runtime())
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,7 +130,7 @@ func sourcePort(t *testing.T, p *Pod, to string) (int, error) {
 // TestPorts holds that ports of a node lead to its pod from everywhere: from outside, from other nodes and their pods, from pods of the same
 // node, from the pod itself and from the node; and that they end with the pod.
 func TestPorts(t *testing.T) {
-	for name, spec := range map[string]Spec{"vxlan": {}, "bridge": {Bridge: true}, "direct": {Flags: []string{"--overlay", "direct"}}} {
+	for name, spec := range map[string]Spec{"vxlan": {}, "bridge": {Flags: []string{"--cni-mode", "bridge"}}, "direct": {Flags: []string{"--overlay", "direct"}}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if !netns.Enter(t) {
@@ -154,7 +155,7 @@ func testPorts(t *testing.T, spec Spec) {
 	var probes, gone []probe
 	for _, at := range node.Addrs {
 		neighbour := near.Addr(at)
-		if spec.Bridge { // whose pods would be answered past the node, and so come from the node's address
+		if slices.Contains(spec.Flags, "bridge") { // whose pods would be answered past the node, and so come from the node's address
 			neighbour = ""
 		}
 		for _, from := range []struct{ name, client string }{
