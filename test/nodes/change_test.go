@@ -18,11 +18,11 @@ import (
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
-// knows waits until a node's kernel knows of all words, or of none of them, and returns all that it knows.
-func (n *Node) knows(yes bool, words ...string) (kernel string) {
+// knows waits until a node's kernel knows of all words, or of none of them.
+func (n *Node) knows(yes bool, words ...string) {
 	n.T.Helper()
 	Soon(n.T, func() error {
-		kernel = n.Kernel()
+		kernel := n.Kernel()
 		for _, w := range words {
 			if strings.Contains(kernel, w) != yes {
 				return fmt.Errorf("%s: %q: %t\n%s", n.Name, w, !yes, kernel)
@@ -30,7 +30,6 @@ func (n *Node) knows(yes bool, words ...string) (kernel string) {
 		}
 		return nil
 	})
-	return kernel
 }
 
 // TestComeAndGo holds that a node that goes leaves nothing behind on others, and that one that comes, or comes back with another address,
