@@ -83,6 +83,7 @@ type Routes struct {
 	planned planned
 	mtu     int                 // as of the last look
 	near    map[netip.Addr]bool // which are on a link, as of the last look
+	loose   []netip.Addr        // whose links were looked at, as of the last look
 	removed bool                // the masquerading of an earlier process
 	limit   limit
 }
@@ -363,7 +364,7 @@ func (r *Routes) put(v view) error {
 	if plan.Routes == nil || r.config.Mode == overlay.VXLAN && plan.Tunnel == nil {
 		return wrong
 	}
-	forwarding, err := forward(v.self, plan)
+	forwarding, err := r.forward(v.self, plan, now)
 	looks := r.keeper.Looks()
 	n, err2 := r.keeper.Put(kernel, plan, now)
 	r.metrics.looks.Add(float64(r.keeper.Looks() - looks))
@@ -379,13 +380,18 @@ func (r *Routes) put(v view) error {
 	return errors.Join(err, r.limited(missing(err, plan, kernel.Device)), r.announce(v, kernel.MTU))
 }
 
-// forward has the kernel let packets of pods through.
-func forward(self overlay.Node, plan overlay.Plan) (changes int, err error) {
+// forward has the kernel let packets of pods through. Links are looked at with everything else, and when the node's addresses have changed.
+func (r *Routes) forward(self overlay.Node, plan overlay.Plan, now bool) (changes int, err error) {
 	changes, err = overlay.Forward(self.PodCIDRs)
 	if plan.Tunnel == nil {
 		return changes, err
 	}
-	n, err2 := overlay.Loosen(self.Addrs)
+	addrs := slices.Concat(self.Addrs, plan.Tunnel.Addrs)
+	if !now && slices.Equal(addrs, r.loose) {
+		return changes, err
+	}
+	n, err2 := overlay.Loosen(addrs)
+	r.loose = addrs
 	return changes + n, errors.Join(err, err2)
 }
 
