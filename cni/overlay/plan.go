@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"iter"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -96,45 +97,164 @@ var ErrNode = errors.New("node")
 // A range of pods is left out that has a node's address in it, or overlaps with another's: whoever may write Node objects could
 // otherwise lead all packets wherever he likes. The first by name keeps it, and this node's own come before all.
 func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Plan, error) {
-	plan := Plan{Routes: make(map[netip.Prefix]Route, 2*len(others)), near: direct != nil}
-	if mode == Cloud {
-		return plan, nil
+	return new(Planner).Make(mode, self, others, direct)
+}
+
+// Planner makes plans for nodes that change.
+type Planner struct {
+	mode   Mode
+	self   Node
+	direct func(netip.Addr) bool
+	nodes  map[string]Node // the others by their names
+	taken  ranges
+	plan   Plan
+	fine   bool // nothing is wrong with any node
+}
+
+// Make is the function Make. The Plan changes with Change.
+func (x *Planner) Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Plan, error) {
+	*x = Planner{mode: mode, self: self, direct: direct, nodes: make(map[string]Node, len(others))}
+	if mode == VXLAN && len(self.Addrs) == 0 {
+		return x.empty(0), fmt.Errorf("%w %s, this one, has no address: a tunnel has no end", ErrNode, self.Name)
 	}
-	var errs []error
-	if mode == VXLAN {
-		if len(self.Addrs) == 0 {
-			return plan, fmt.Errorf("%w %s, this one, has no address: a tunnel has no end", ErrNode, self.Name)
-		}
-		plan.Tunnel = &Tunnel{Local: self.Addrs[0], MAC: macOf(self.Name), Neighbors: make(map[netip.Addr]MAC, 2*len(others)), Forward: make(map[MAC]netip.Addr, len(others))}
-		for _, p := range self.PodCIDRs {
-			plan.Tunnel.Addrs = append(plan.Tunnel.Addrs, p.Masked().Addr())
-		}
-	}
+	x.plan = x.empty(len(others))
 	if byName := func(a, b Node) int { return cmp.Compare(a.Name, b.Name) }; !slices.IsSortedFunc(others, byName) {
 		others = slices.SortedFunc(slices.Values(others), byName)
 	}
-	taken := newRanges(self, others)
-	for _, p := range self.PodCIDRs {
-		taken.add(p.Masked())
+	for _, n := range others {
+		x.nodes[n.Name] = n
 	}
+	if mode == Cloud {
+		x.fine = true
+		return x.plan, nil
+	}
+	x.taken = newRanges(self, others)
+	for _, p := range self.PodCIDRs {
+		x.taken.add(p.Masked())
+	}
+	var errs []error
 	for _, n := range others {
 		if n.Name == self.Name {
 			continue
 		}
 		for _, p := range n.PodCIDRs {
 			p = p.Masked()
-			err := taken.check(p)
+			err := x.taken.check(p)
 			if err == nil {
-				err = plan.lead(mode, self, n, p, direct)
+				err = x.plan.lead(mode, self, n, p, direct)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%w %s, pods %s: %w", ErrNode, n.Name, p, err))
 				continue
 			}
-			taken.add(p)
+			x.taken.add(p)
 		}
 	}
-	return plan, errors.Join(errs...)
+	x.fine = len(errs) == 0
+	return x.plan, errors.Join(errs...)
+}
+
+// Change is told of nodes by their names that have come, changed or, where the Node is none, gone. It returns what goes from the plan and what
+// comes into it, the same as with a Make of all nodes, in a time that does not depend on how many there are. It returns false if only
+// Make can tell: this node has changed, or something is wrong with a node, or has been so far, so that what is another's follows from it, too.
+func (x *Planner) Change(nodes map[string]Node) (gone, come Plan, ok bool) {
+	if !x.fine {
+		return gone, come, false
+	}
+	x.fine = false // until it is done
+	gone, come = x.empty(0), x.empty(0)
+	for name := range nodes {
+		old, there := x.nodes[name]
+		if name == x.self.Name || there && x.leadAll(&gone, old) != nil {
+			return gone, come, false
+		}
+		if there && x.mode != Cloud {
+			x.taken.forget(old)
+		}
+		delete(x.nodes, name)
+	}
+	x.plan.remove(gone)
+	for name, n := range nodes {
+		if n.Name == "" {
+			continue
+		}
+		x.nodes[name] = n
+		if x.mode == Cloud {
+			continue
+		}
+		if x.mode == VXLAN {
+			if _, there := x.plan.Tunnel.Forward[macOf(name)]; there {
+				return gone, come, false
+			}
+		}
+		if !x.taken.admit(n) || x.leadAll(&come, n) != nil {
+			return gone, come, false
+		}
+	}
+	x.plan.add(come)
+	x.fine = true
+	return gone, come, true
+}
+
+func (x *Planner) leadAll(p *Plan, n Node) error {
+	if x.mode == Cloud {
+		return nil
+	}
+	var errs []error
+	for _, pods := range n.PodCIDRs {
+		errs = append(errs, p.lead(x.mode, x.self, n, pods.Masked(), x.direct))
+	}
+	return errors.Join(errs...)
+}
+
+// empty returns a plan for no other node, with room for some.
+func (x *Planner) empty(nodes int) Plan {
+	p := Plan{Routes: make(map[netip.Prefix]Route, 2*nodes), near: x.direct != nil}
+	if x.mode != VXLAN || len(x.self.Addrs) == 0 {
+		return p
+	}
+	p.Tunnel = &Tunnel{
+		Local: x.self.Addrs[0], MAC: macOf(x.self.Name),
+		Neighbors: make(map[netip.Addr]MAC, 2*nodes), Forward: make(map[MAC]netip.Addr, nodes),
+	}
+	for _, c := range x.self.PodCIDRs {
+		p.Tunnel.Addrs = append(p.Tunnel.Addrs, c.Masked().Addr())
+	}
+	return p
+}
+
+// remove takes out what another plan has, which is of the same node.
+func (p Plan) remove(o Plan) {
+	subtract(p.Routes, o.Routes)
+	if p.Tunnel != nil && o.Tunnel != nil {
+		subtract(p.Tunnel.Neighbors, o.Tunnel.Neighbors)
+		subtract(p.Tunnel.Forward, o.Tunnel.Forward)
+	}
+}
+
+func subtract[K comparable, V any](from, what map[K]V) {
+	for k := range what {
+		delete(from, k)
+	}
+}
+
+// add puts in what another plan has, which is of the same node.
+func (p Plan) add(o Plan) {
+	maps.Copy(p.Routes, o.Routes)
+	if p.Tunnel != nil && o.Tunnel != nil {
+		maps.Copy(p.Tunnel.Neighbors, o.Tunnel.Neighbors)
+		maps.Copy(p.Tunnel.Forward, o.Tunnel.Forward)
+	}
+}
+
+func (p Plan) clone() Plan {
+	p.Routes = maps.Clone(p.Routes)
+	if p.Tunnel != nil {
+		t := *p.Tunnel
+		t.Neighbors, t.Forward = maps.Clone(t.Neighbors), maps.Clone(t.Forward)
+		p.Tunnel = &t
+	}
+	return p
 }
 
 // lead adds what leads to a range of a node's pods. A node that has an address of this one's, such as its object of a former name, would lead
@@ -175,13 +295,37 @@ func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(neti
 type ranges struct {
 	lengths map[int]bool // of all nodes' ranges, of both families
 	taken   map[netip.Prefix]bool
-	within  map[netip.Prefix]netip.Prefix // a range that is taken, by those around it
-	nodes   map[netip.Prefix]netip.Addr   // a node's address, by the ranges around it
+	within  map[netip.Prefix]some[netip.Prefix] // ranges that are taken, by those around them
+	nodes   map[netip.Prefix]some[netip.Addr]   // nodes' addresses, by the ranges around them
+}
+
+// some are n things, one of which was the first.
+type some[T any] struct {
+	n     int
+	first T
+}
+
+func more[K comparable, T any](m map[K]some[T], k K, t T) {
+	s, ok := m[k]
+	if !ok {
+		s.first = t
+	}
+	s.n++
+	m[k] = s
+}
+
+func less[K comparable, T any](m map[K]some[T], k K) {
+	s := m[k]
+	if s.n--; s.n > 0 {
+		m[k] = s
+	} else {
+		delete(m, k)
+	}
 }
 
 func newRanges(self Node, others []Node) ranges {
 	all := append([]Node{self}, others...)
-	r := ranges{map[int]bool{}, make(map[netip.Prefix]bool, 2*len(all)), map[netip.Prefix]netip.Prefix{}, make(map[netip.Prefix]netip.Addr, 2*len(all))}
+	r := ranges{map[int]bool{}, make(map[netip.Prefix]bool, 2*len(all)), map[netip.Prefix]some[netip.Prefix]{}, map[netip.Prefix]some[netip.Addr]{}}
 	for _, n := range all {
 		for _, p := range n.PodCIDRs {
 			r.lengths[p.Bits()] = true
@@ -190,9 +334,7 @@ func newRanges(self Node, others []Node) ranges {
 	for _, n := range all {
 		for _, a := range n.Addrs {
 			for around := range r.around(a, a.BitLen()) {
-				if _, ok := r.nodes[around]; !ok {
-					r.nodes[around] = a
-				}
+				more(r.nodes, around, a)
 			}
 		}
 	}
@@ -216,15 +358,50 @@ func (r *ranges) around(a netip.Addr, bits int) iter.Seq[netip.Prefix] {
 func (r *ranges) add(p netip.Prefix) {
 	r.taken[p] = true
 	for around := range r.around(p.Addr(), p.Bits()-1) {
-		if _, ok := r.within[around]; !ok {
-			r.within[around] = p
+		more(r.within, around, p)
+	}
+}
+
+// forget takes out a node, whose ranges are all taken by it.
+func (r *ranges) forget(n Node) {
+	for _, p := range n.PodCIDRs {
+		p = p.Masked()
+		delete(r.taken, p)
+		for around := range r.around(p.Addr(), p.Bits()-1) {
+			less(r.within, around)
+		}
+	}
+	for _, a := range n.Addrs {
+		for around := range r.around(a, a.BitLen()) {
+			less(r.nodes, around)
 		}
 	}
 }
 
+// admit takes in a node. It returns false if anything of it is in the way of another's, or of a length that is not known.
+func (r *ranges) admit(n Node) bool {
+	for _, a := range n.Addrs {
+		for around := range r.around(a, a.BitLen()) {
+			if r.taken[around] {
+				return false
+			}
+			more(r.nodes, around, a)
+		}
+	}
+	for _, p := range n.PodCIDRs {
+		p = p.Masked()
+		if !r.lengths[p.Bits()] || r.check(p) != nil {
+			return false
+		}
+		r.add(p)
+	}
+	return true
+}
+
 // check returns why a range cannot be a node's.
 func (r *ranges) check(p netip.Prefix) error {
-	other, ok := r.within[p]
+	inner, ok := r.within[p]
+	other := inner.first
 	for around := range r.around(p.Addr(), p.Bits()) {
 		if r.taken[around] {
 			other, ok = around, true
@@ -233,8 +410,8 @@ func (r *ranges) check(p netip.Prefix) error {
 	if ok {
 		return fmt.Errorf("it overlaps with %s", other)
 	}
-	if a, ok := r.nodes[p]; ok {
-		return fmt.Errorf("a node's address, %s, is in it", a)
+	if in, ok := r.nodes[p]; ok {
+		return fmt.Errorf("a node's address, %s, is in it", in.first)
 	}
 	return nil
 }

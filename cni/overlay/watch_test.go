@@ -48,7 +48,7 @@ func (l *listener) news() (out []string) {
 	l.mark++
 	mark := fmt.Sprintf("198.18.0.%d", l.mark)
 	netns.Batch(l, l.node, strings.ReplaceAll("link set lo alias M\nroute add M/32 dev lo\naddr add M/32 dev lo\nneigh add M lladdr 02:00:00:00:00:01 dev eth0 nud permanent\n", "M", mark))
-	w, late := l.x.want.Load(), time.After(10*time.Second)
+	w, late := &l.x.want, time.After(10*time.Second)
 	for left := 4; left > 0; {
 		what, news, marked := "", false, false
 		select {
