@@ -219,3 +219,38 @@ func TestWatch(t *testing.T) {
 	<-ended
 	goleak.VerifyNone(t, before)
 }
+
+// TestLost holds that where the kernel could not tell all, since nobody read it, that is told.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	var x Keeper
+	ctx, cancel := context.WithCancel(t.Context())
+	told, ended := make(chan struct{}, 100), make(chan struct{})
+	go func() {
+		defer close(ended)
+		x.Watch(ctx, func() { told <- struct{}{} })
+	}()
+	wait := func(what string) {
+		t.Helper()
+		select {
+		case <-told:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s is not told", what)
+		}
+	}
+	wait("the beginning")
+	var batch strings.Builder
+	for i := range 20000 { // none of which is news
+		fmt.Fprintf(&batch, "route add 10.%d.%d.0/24 dev lo\n", i>>8, i&255)
+	}
+	x.mu.Lock()
+	netns.Batch(t, "", batch.String())
+	x.mu.Unlock()
+	wait("what was lost")
+	wait("the new beginning")
+	cancel()
+	<-ended
+}
