@@ -49,7 +49,7 @@ bench-proxy: tools build stock-proxy ## compare with kube-proxy, into docs/bench
 
 .PHONY: bench-cni
 bench-cni: tools build stock-cni ## compare with the reference CNI plugins (root; 4 minutes)
-	$(GO) run ./test/bench/cni $(FLAGS)
+	$(GO) run ./test/bench/cni -write docs/benchmarks.md $(FLAGS)
 
 .PHONY: bench-hosts
 bench-hosts: tools ## how soon a change is in the hosts file of a running container (root)
@@ -67,7 +67,7 @@ stock-proxy:
 
 .PHONY: stock-cni
 stock-cni:
-	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' $(foreach p,main/bridge main/ptp ipam/host-local meta/portmap,\
+	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' $(foreach p,main/bridge main/ptp ipam/host-local meta/portmap meta/bandwidth,\
 		github.com/containernetworking/plugins/plugins/$(p)@$$($(GO) list -m -f '{{.Version}}' github.com/containernetworking/plugins))
 
 .PHONY: fuzz

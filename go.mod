@@ -4,7 +4,7 @@ go 1.26.0
 
 require (
 	github.com/containerd/nri v0.12.5
-	github.com/containernetworking/cni v1.3.0
+	github.com/containernetworking/cni v1.3.1
 	github.com/containernetworking/plugins v1.9.1
 	github.com/coredns/caddy v1.1.4
 	github.com/coredns/coredns v1.15.0

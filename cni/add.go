@@ -2,7 +2,7 @@ package cni
 
 import (
 	"errors"
-	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -14,20 +14,15 @@ import (
 
 // Add attaches a pod and prints the result. On an error nothing of it is left.
 func Add(args *skel.CmdArgs) error {
-	c, err := ParseConfig(args.StdinData)
+	c, err := ParseConfig(args.StdinData, args.Args)
 	if err != nil {
 		return err
 	}
-	if c.Chained {
-		return types.NewError(types.ErrInvalidNetworkConfig, "there is a prevResult", "mode routed makes the pod's interface: it is the first plugin of its list")
-	}
-	podName, static, err := wanted(args.Args)
-	if err != nil {
+	if err := checkPrevious(c.Previous, args.IfName); err != nil {
 		return err
 	}
-	static = append(static, c.Static...)
-	if err := checkStatic(static, c.Ranges); err != nil {
-		return err
+	if err := ipam.CheckStatic(c.Pools, slices.Concat(c.Static, c.Asked)); err != nil {
+		return types.NewError(types.ErrInvalidNetworkConfig, "the wanted addresses", err.Error())
 	}
 	pod, err := openPod(args.Netns)
 	if err != nil {
@@ -41,22 +36,31 @@ func Add(args *skel.CmdArgs) error {
 		return kernelError("the pod's interfaces", err)
 	}
 
-	owner := ipam.Owner{Container: args.ContainerID, Interface: args.IfName, Netns: args.Netns, Pod: podName}
-	lease, err := allocate(c, owner, static)
+	owner := ipam.Owner{Container: args.ContainerID, Interface: args.IfName, Netns: args.Netns, Pod: podName(args.Args), MAC: c.MAC.String()}
+	if c.Bridge != nil {
+		owner.Bridge = c.Bridge.Name
+	}
+	lease, err := allocate(c, owner)
 	if codeOf(err) == types.ErrIOFailure { // there may be a lease all the same, if it could not be written to the end
 		return undone(err, release(c.DataDir, args))
 	}
 	if err != nil {
 		return err
 	}
-	spec := link.New(args.ContainerID, args.IfName, podName, c.MTU, lease.Addrs)
-	if err := link.Add(pod, spec); err != nil {
+	spec, err := c.spec(args, lease.Addrs)
+	if err == nil {
+		err = link.Add(pod, spec)
+	}
+	switch {
+	case errors.Is(err, link.ErrTaken):
+		return undone(types.NewError(CodeTaken, "attaching the pod", err.Error()), release(c.DataDir, args))
+	case err != nil:
 		return undone(kernelError("attaching the pod", err), release(c.DataDir, args))
 	}
-	if err := openPorts(args, c.Ports, lease.Addrs); err != nil {
+	if err := openPorts(args, c, spec); err != nil {
 		return undone(err, detach(c.DataDir, args))
 	}
-	if err := types.PrintResult(result(c, spec, args.Netns), c.Version); err != nil {
+	if err := types.PrintResult(chain(c.Previous, result(c, spec, args.Netns)), c.Version); err != nil {
 		// The runtime does not know of it, or not all.
 		err = types.NewError(types.ErrIOFailure, "the result cannot be written", err.Error())
 		return undone(err, detach(c.DataDir, args))
@@ -64,29 +68,38 @@ func Add(args *skel.CmdArgs) error {
 	return nil
 }
 
-func allocate(c Config, o ipam.Owner, static []netip.Addr) (lease ipam.Lease, err error) {
+// allocate leases addresses. What a pod asks for by itself it does not get while it rests: it may have been made to get the packets of
+// the pod before.
+func allocate(c Config, o ipam.Owner) (lease ipam.Lease, err error) {
 	err = withStore(c.DataDir, func(s *ipam.Store) error {
-		lease, err = s.Allocate(o, c.Ranges, static)
+		for _, a := range c.Asked {
+			switch rests, err := s.Rests(a); {
+			case err != nil:
+				return err
+			case rests:
+				return types.NewError(types.ErrTryAgainLater, "address "+a.String()+" was another pod's a moment ago", "")
+			}
+		}
+		lease, err = s.Allocate(o, c.Pools, slices.Concat(c.Static, c.Asked))
 		return err
 	})
 	return lease, err
 }
 
-// result describes the attachment. The interfaces are the node's end and the pod's, in this order.
+// result describes the attachment. The interfaces are the bridge, if there is one, the node's end and the pod's, in this order.
 func result(c Config, s link.Spec, netns string) *current.Result {
-	r := &current.Result{
-		CNIVersion: current.ImplementedSpecVersion,
-		Interfaces: []*current.Interface{
-			{Name: s.Host, Mac: s.HostMAC.String(), Mtu: s.MTU},
-			{Name: s.Pod, Mac: s.PodMAC.String(), Mtu: s.MTU, Sandbox: netns},
-		},
-		DNS: c.DNS,
+	r := &current.Result{CNIVersion: current.ImplementedSpecVersion, DNS: c.DNS}
+	if s.Bridge != nil {
+		r.Interfaces = append(r.Interfaces, &current.Interface{Name: s.Bridge.Name})
 	}
-	for _, a := range s.Addrs {
-		gateway := link.Gateway(a).AsSlice()
+	r.Interfaces = append(r.Interfaces,
+		&current.Interface{Name: s.Host, Mac: s.HostMAC.String(), Mtu: s.MTU},
+		&current.Interface{Name: s.Pod, Mac: s.PodMAC.String(), Mtu: s.MTU, Sandbox: netns})
+	for i, a := range s.Addrs {
+		gateway := s.Gateway(i).AsSlice()
 		r.IPs = append(r.IPs, &current.IPConfig{
-			Interface: current.Int(1),
-			Address:   *link.IPNet(netip.PrefixFrom(a, a.BitLen())),
+			Interface: current.Int(len(r.Interfaces) - 1),
+			Address:   *link.IPNet(s.Network(i)),
 			Gateway:   gateway,
 		})
 		r.Routes = append(r.Routes, &types.Route{Dst: *link.IPNet(link.Default(a)), GW: gateway})

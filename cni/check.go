@@ -3,7 +3,6 @@ package cni
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -14,11 +13,11 @@ import (
 
 // Check says what of an attachment is not as ADD has made it. The MTU is not looked at: plugins that come later may change it.
 func Check(args *skel.CmdArgs) error {
-	c, err := ParseConfig(args.StdinData)
+	c, err := ParseConfig(args.StdinData, args.Args)
 	if err != nil {
 		return err
 	}
-	if !c.Chained {
+	if c.Previous == nil {
 		return types.NewError(types.ErrInvalidNetworkConfig, "prevResult is missing", "CHECK is given what ADD has returned")
 	}
 	pod, err := openPod(args.Netns)
@@ -30,20 +29,30 @@ func Check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	spec := link.New(args.ContainerID, args.IfName, "", c.MTU, lease.Addrs)
+	spec, err := c.spec(args, lease.Addrs)
 	if !there {
 		return withoutLease(spec)
 	}
-	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c.Ports, lease.Addrs)}
+	if err != nil {
+		return changed(err)
+	}
+	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c, spec)}
+	if c.Masquerade {
+		errs = append(errs, checkMasquerade(lease.Addrs))
+	}
 	for _, a := range lease.Addrs {
-		if !slices.Contains(c.Previous, a) {
+		if !includes(c.Previous, a) {
 			errs = append(errs, fmt.Errorf("address %s is leased, but not in prevResult", a))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return types.NewError(CodeChanged, "the attachment is not as it was made", err.Error())
+		return changed(err)
 	}
 	return nil
+}
+
+func changed(err error) error {
+	return types.NewError(CodeChanged, "the attachment is not as it was made", err.Error())
 }
 
 // withoutLease tells an attachment that never was from one whose lease was lost.
@@ -52,7 +61,7 @@ func withoutLease(spec link.Spec) error {
 	case err != nil:
 		return kernelError("looking for "+spec.Host, err)
 	case there:
-		return types.NewError(CodeChanged, "the attachment is not as it was made", "the lease is missing")
+		return changed(errors.New("the lease is missing"))
 	default:
 		return types.NewError(types.ErrUnknownContainer, "there is no such attachment", "")
 	}

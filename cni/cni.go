@@ -67,6 +67,8 @@ func storeError(err error) error {
 		code = CodeExists
 	case errors.Is(err, ipam.ErrTaken):
 		code = CodeTaken
+	case errors.Is(err, ipam.ErrOwner): // its names are those of the environment
+		code = types.ErrInvalidEnvironmentVariables
 	}
 	return types.NewError(code, err.Error(), "")
 }

@@ -1,18 +1,22 @@
 package cni
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
+	"github.com/containernetworking/cni/pkg/utils"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 )
 
@@ -20,8 +24,16 @@ const (
 	// DefaultDataDir is forgotten with a boot, as the pods are.
 	DefaultDataDir = "/run/ropewalk"
 
-	routed     = "routed"
-	defaultMTU = 1500
+	routed        = "routed"
+	bridged       = "bridge"
+	defaultBridge = "rw0"
+	defaultMTU    = 1500
+)
+
+// The annotations of a pod that say what it wants to have, if the runtime passes them on (capability io.kubernetes.cri.pod-annotations).
+const (
+	addressesAnnotation = "ropewalk.dev/ips" // one a family, separated by commas
+	macAnnotation       = "ropewalk.dev/mac"
 )
 
 // The kernel's bounds of a veth's MTU; the lower ones are of the protocols (RFC 791, RFC 8200).
@@ -35,87 +47,134 @@ const (
 type Config struct {
 	Version string
 	MTU     int
-	// Ranges are the node's pod ranges, the family that the node has first first.
-	Ranges  []netip.Prefix
+	// Pools are what a pod has an address each of, the family that the node has first first.
+	Pools   []ipam.Pool
 	DataDir string
 	DNS     types.DNS
-	// Static are the addresses that the runtime wants, by runtimeConfig.ips. None is the ordinary case.
+	// Bridge is what pods are on in mode bridge; nil in mode routed. Its Gateways are each pod's matter.
+	Bridge *link.Bridge
+	// Static are the addresses that the runtime wants. None is the ordinary case.
 	Static []netip.Addr
+	// Asked are those that the pod itself asks for, by an annotation.
+	Asked []netip.Addr
+	// MAC is the hardware address that the pod is to have; nil for one that follows from its name.
+	MAC net.HardwareAddr
 	// Ports are the node's that lead to the pod.
 	Ports []portmap.Mapping
-	// Chained says that there is a prevResult, and Previous are the addresses in it.
-	Chained  bool
-	Previous []netip.Addr
+	// LocalhostPorts has ports of all of the node's addresses be those of 127.0.0.1, too, and lets pods ask for some of 127.0.0.0/8 alone.
+	LocalhostPorts bool
+	// TakesPorts says that the runtime passes ports on (capability portMappings).
+	TakesPorts bool
+	// Masquerade says that there are to be rules by which packets that leave the cluster get the node's address: CHECK looks for them.
+	Masquerade bool
+	// Previous is prevResult: what the plugins before this one have made, or at CHECK all of them. Nil if there is none.
+	Previous *current.Result
 }
 
 // entry is a configuration as it is written. Fields that are not here are somebody else's.
 type entry struct {
 	types.PluginConf
-	Mode          string   `json:"mode"`
-	MTU           int      `json:"mtu"`
-	Ranges        []string `json:"ranges"`
+	Mode           string   `json:"mode"`
+	Bridge         string   `json:"bridge"`
+	HairpinMode    *bool    `json:"hairpinMode"`
+	MACSpoofCheck  bool     `json:"macspoofchk"`
+	MTU            int      `json:"mtu"`
+	Ranges         []string `json:"ranges"`
+	LocalhostPorts bool     `json:"localhostPorts"`
+	Masquerade     bool     `json:"masquerade"`
+	Args           struct {
+		CNI struct {
+			IPs []string `json:"ips"`
+			MAC string   `json:"mac"`
+		} `json:"cni"`
+	} `json:"args"`
 	RuntimeConfig struct {
 		IPs          []string          `json:"ips"`
 		PortMappings []json.RawMessage `json:"portMappings"`
 		Bandwidth    json.RawMessage   `json:"bandwidth"`
-		IPRanges     json.RawMessage   `json:"ipRanges"`
+		IPRanges     [][]ipRange       `json:"ipRanges"`
 		MAC          string            `json:"mac"`
+		Annotations  map[string]string `json:"io.kubernetes.cri.pod-annotations"`
 	} `json:"runtimeConfig"`
 }
 
-// ParseConfig reads what the runtime gives on standard input. Errors are of type *types.Error: what cannot be decoded, is not
+// ipRange is one as the runtime has it (CONVENTIONS.md of containernetworking/cni, ipRanges).
+type ipRange struct {
+	Subnet     string `json:"subnet"`
+	RangeStart string `json:"rangeStart"`
+	RangeEnd   string `json:"rangeEnd"`
+	Gateway    string `json:"gateway"`
+}
+
+// ParseConfig reads what the runtime gives on standard input and in CNI_ARGS. Errors are of type *types.Error: what cannot be decoded, is not
 // supported, or is wrong, and what would be right.
-func ParseConfig(stdin []byte) (Config, error) {
+func ParseConfig(stdin []byte, args string) (Config, error) {
 	var e entry
 	if err := json.Unmarshal(stdin, &e); err != nil {
 		return Config{}, types.NewError(types.ErrDecodingFailure, "the configuration cannot be read", err.Error())
-	}
-	if err := e.supported(); err != nil {
-		return Config{}, err
 	}
 	dir, err := dataDir(stdin)
 	if err != nil {
 		return Config{}, err
 	}
-	ranges, err := parseRanges(e.Ranges)
-	if err != nil {
-		return Config{}, err
+	c := Config{Version: e.CNIVersion, DataDir: dir, DNS: e.DNS, Masquerade: e.Masquerade,
+		TakesPorts: e.Capabilities["portMappings"], LocalhostPorts: e.LocalhostPorts}
+	for _, read := range []func() error{
+		e.supported,
+		func() (err error) { c.Bridge, err = e.bridge(); return err },
+		func() (err error) { c.Pools, err = e.pools(); return err },
+		func() (err error) { c.MTU, err = parseMTU(e.MTU, c.Pools); return err },
+		func() error { return e.wishes(&c, parseArgs(args)) },
+		func() (err error) {
+			c.Ports, err = parsePorts(e.RuntimeConfig.PortMappings, e.LocalhostPorts)
+			return err
+		},
+		func() (err error) { c.Previous, err = previous(&e.PluginConf); return err },
+	} {
+		if err := read(); err != nil {
+			return Config{}, err
+		}
 	}
-	mtu, err := parseMTU(e.MTU, ranges)
-	if err != nil {
-		return Config{}, err
-	}
-	static, err := parseStatic(e.RuntimeConfig.IPs)
-	if err != nil {
-		return Config{}, err
-	}
-	ports, err := parsePorts(e.RuntimeConfig.PortMappings)
-	if err != nil {
-		return Config{}, err
-	}
-	c := Config{Version: e.CNIVersion, MTU: mtu, Ranges: ranges, DataDir: dir, DNS: e.DNS, Static: static, Ports: ports}
-	if c.Chained = e.RawPrevResult != nil; c.Chained {
-		c.Previous, err = e.previous()
-	}
-	return c, err
+	return c, nil
 }
 
 // supported refuses what would silently not be done.
 func (e *entry) supported() error {
-	rc := e.RuntimeConfig
 	switch {
-	case e.Mode != "" && e.Mode != routed:
-		return wrong("mode", e.Mode, "there is %q", routed)
 	case e.IPAM.Type != "":
 		return unsupported("ipam", "addresses come from ranges")
-	case isSet(rc.Bandwidth):
+	case isSet(e.RuntimeConfig.Bandwidth):
 		return unsupported("runtimeConfig.bandwidth", "chain the bandwidth plugin behind this one")
-	case isSet(rc.IPRanges):
-		return unsupported("runtimeConfig.ipRanges", "addresses come from ranges")
-	case rc.MAC != "":
-		return unsupported("runtimeConfig.mac", "the MAC is a hash of the container's id and the interface's name")
 	}
 	return nil
+}
+
+// bridge returns what mode bridge makes pods ports of.
+func (e *entry) bridge() (*link.Bridge, error) {
+	switch e.Mode {
+	case bridged:
+	case "", routed:
+		if e.Bridge != "" {
+			return nil, wrong("bridge", e.Bridge, "that is for mode %q: this is mode %q", bridged, routed)
+		}
+		if e.MACSpoofCheck {
+			return nil, wrong("macspoofchk", "true", "that is for mode %q: in mode %q no pod is heard by others on its link", bridged, routed)
+		}
+		return nil, nil
+	default:
+		return nil, wrong("mode", e.Mode, "there are %q and %q", routed, bridged)
+	}
+	b := &link.Bridge{Name: e.Bridge, Hairpin: e.HairpinMode == nil || *e.HairpinMode, SpoofCheck: e.MACSpoofCheck}
+	if b.Name == "" {
+		b.Name = defaultBridge
+	}
+	if err := utils.ValidateInterfaceName(b.Name); err != nil {
+		return nil, wrong("bridge", b.Name, "it is a name of 15 characters at most, as in %s", defaultBridge)
+	}
+	if b.Name == "all" || b.Name == "default" || link.IsHost(b.Name) {
+		return nil, wrong("bridge", b.Name, "that name has another meaning; %s is one that has not", defaultBridge)
+	}
+	return b, nil
 }
 
 func isSet(m json.RawMessage) bool {
@@ -144,32 +203,89 @@ func dataDir(stdin []byte) (string, error) {
 	}
 }
 
-func parseRanges(all []string) ([]netip.Prefix, error) {
-	if len(all) == 0 {
+// pools are of the runtime's ranges, if there are such, and of the node's.
+func (e *entry) pools() ([]ipam.Pool, error) {
+	var out []ipam.Pool
+	for _, set := range e.RuntimeConfig.IPRanges {
+		var p ipam.Pool
+		for _, r := range set {
+			parsed, err := r.parse()
+			if err != nil {
+				return nil, err
+			}
+			p = append(p, parsed)
+		}
+		if len(p) > 0 {
+			out = append(out, p)
+		}
+	}
+	if len(out) > 0 {
+		return out, families(out, "runtimeConfig.ipRanges")
+	}
+	if len(e.Ranges) == 0 {
 		return nil, types.NewError(types.ErrInvalidNetworkConfig, "ranges is missing",
 			`it has the node's podCIDRs, as in ["10.244.0.0/24", "fd00:244::/64"]`)
 	}
-	var out []netip.Prefix
-	for _, s := range all {
-		p, err := netip.ParsePrefix(s)
-		switch {
-		case err != nil:
-			return nil, wrong("ranges", s, "a range is an address and a length, as in 10.244.0.0/24")
-		case p != p.Masked():
-			return nil, wrong("ranges", s, "there are bits beyond its length: %s", p.Masked())
-		case p.Addr().Is4In6():
-			return nil, wrong("ranges", s, "it is an IPv4 range in IPv6: %s", p.Addr().Unmap())
-		case !assignable(p.Addr()):
-			return nil, wrong("ranges", s, "these are no addresses for pods")
-		case p.Addr().BitLen()-p.Bits() < 2:
-			return nil, wrong("ranges", s, "the first and last address are not used, so there is none: /%d is the smallest", p.Addr().BitLen()-2)
+	for _, s := range e.Ranges {
+		p, err := parseSubnet("ranges", s)
+		if err != nil {
+			return nil, err
 		}
-		for _, other := range out {
-			if other.Addr().Is4() == p.Addr().Is4() {
-				return nil, wrong("ranges", s, "%s is of the same family: there is one a family", other)
-			}
+		out = append(out, ipam.Pool{ipam.Whole(p)})
+	}
+	return out, families(out, "ranges")
+}
+
+// families refuses two addresses of a family for a pod.
+func families(pools []ipam.Pool, field string) error {
+	seen := map[bool]ipam.Pool{}
+	for _, p := range pools {
+		is4 := p[0].Subnet.Addr().Is4()
+		if other, ok := seen[is4]; ok {
+			return wrong(field, p.String(), "%s is of the same family: there is one a family", other)
 		}
-		out = append(out, p)
+		if slices.ContainsFunc(p, func(r ipam.Range) bool { return r.Subnet.Addr().Is4() != is4 }) {
+			return wrong(field, p.String(), "an address is of one family or of the other")
+		}
+		seen[is4] = p
+	}
+	return nil
+}
+
+func parseSubnet(field, s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return p, wrong(field, s, "a range is an address and a length, as in 10.244.0.0/24")
+	case p != p.Masked():
+		return p, wrong(field, s, "there are bits beyond its length: %s", p.Masked())
+	case p.Addr().Is4In6():
+		return p, wrong(field, s, "it is an IPv4 range in IPv6: %s", p.Addr().Unmap())
+	case !assignable(p.Addr()):
+		return p, wrong(field, s, "these are no addresses for pods")
+	case p.Addr().BitLen()-p.Bits() < 2:
+		return p, wrong(field, s, "the first and last address are not used, so there is none: /%d is the smallest", p.Addr().BitLen()-2)
+	}
+	return p, nil
+}
+
+func (r ipRange) parse() (ipam.Range, error) {
+	const field = "runtimeConfig.ipRanges"
+	subnet, err := parseSubnet(field, r.Subnet)
+	if err != nil {
+		return ipam.Range{}, err
+	}
+	out := ipam.Range{Subnet: subnet}
+	for a, s := range map[*netip.Addr]string{&out.First: r.RangeStart, &out.Last: r.RangeEnd, &out.Gateway: r.Gateway} {
+		if s == "" {
+			continue
+		}
+		if *a, err = netip.ParseAddr(s); err != nil {
+			return out, wrong(field, s, "it is an address of %s", subnet)
+		}
+	}
+	if err := out.Validate(); err != nil {
+		return out, wrong(field, out.String(), "%v", err)
 	}
 	return out, nil
 }
@@ -178,12 +294,12 @@ func assignable(a netip.Addr) bool {
 	return !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && !a.IsUnspecified()
 }
 
-func parseMTU(mtu int, ranges []netip.Prefix) (int, error) {
+func parseMTU(mtu int, pools []ipam.Pool) (int, error) {
 	if mtu == 0 {
 		return defaultMTU, nil
 	}
 	low := minMTU4
-	if slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Addr().Is6() }) {
+	if slices.ContainsFunc(pools, func(p ipam.Pool) bool { return p[0].Subnet.Addr().Is6() }) {
 		low = minMTU6
 	}
 	if mtu < low || mtu > maxMTU {
@@ -192,11 +308,11 @@ func parseMTU(mtu int, ranges []netip.Prefix) (int, error) {
 	return mtu, nil
 }
 
-// parseStatic reads addresses with or without a length, which does not matter: a pod has the address alone.
+// parseStatic reads addresses with or without a length, which does not matter: the ranges have one.
 func parseStatic(all []string) ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, s := range all {
-		plain, _, _ := strings.Cut(s, "/")
+		plain, _, _ := strings.Cut(strings.TrimSpace(s), "/")
 		a, err := netip.ParseAddr(plain)
 		if err != nil || a.Zone() != "" || a.Is4In6() || !assignable(a) {
 			return nil, wrong("the wanted address", s, "it is of one of the ranges, as in 10.244.0.9")
@@ -206,68 +322,91 @@ func parseStatic(all []string) ([]netip.Addr, error) {
 	return out, nil
 }
 
-// checkStatic refuses wanted addresses that no pod can have.
-func checkStatic(static []netip.Addr, ranges []netip.Prefix) error {
-	taken := map[netip.Prefix]bool{}
-	for _, a := range static {
-		i := slices.IndexFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
-		if i < 0 {
-			return wrong("the wanted address", a.String(), "it is of one of %v", ranges)
-		}
-		switch r := ranges[i]; {
-		case a == r.Addr() || a == ipam.Gateway(r) || a.Is4() && !r.Contains(a.Next()):
-			return wrong("the wanted address", a.String(), "the first two addresses and an IPv4 range's last are no pod's")
-		case taken[r]:
-			return wrong("the wanted address", a.String(), "there is another of %s: a pod has one a range", r)
-		default:
-			taken[r] = true
-		}
+// parseMAC reads what a pod can have for a hardware address.
+func parseMAC(s string) (net.HardwareAddr, error) {
+	m, err := net.ParseMAC(s)
+	if err != nil || len(m) != 6 || m[0]&1 != 0 || bytes.Equal(m, make([]byte, 6)) {
+		return nil, wrong("the wanted hardware address", s, "it is of one interface, as in 02:00:00:00:00:01")
 	}
-	return nil
+	return m, nil
 }
 
-// wanted returns what CNI_ARGS says: the pod as namespace/name, and addresses, by IP. What is not known is not ours.
-func wanted(args string) (pod string, static []netip.Addr, err error) {
-	var namespace, name string
-	for _, pair := range strings.Split(args, ";") {
-		switch key, value, _ := strings.Cut(pair, "="); key {
-		case "K8S_POD_NAMESPACE":
-			namespace = value
-		case "K8S_POD_NAME":
-			name = value
-		case "IP":
-			if static, err = parseStatic(strings.Split(value, ",")); err != nil {
-				return "", nil, err
-			}
+// wishes sets what the runtime and the pod want to have: addresses that are added up, and a hardware address. The later a source is here, the more it
+// counts, as with the reference plugins.
+func (e *entry) wishes(c *Config, args map[string]string) (err error) {
+	annotations := e.RuntimeConfig.Annotations
+	for _, mac := range []string{annotations[macAnnotation], args["MAC"], e.Args.CNI.MAC, e.RuntimeConfig.MAC} {
+		if mac == "" {
+			continue
+		}
+		if c.MAC, err = parseMAC(mac); err != nil {
+			return err
 		}
 	}
-	// It is shown to people, and says nothing to machines: what Kubernetes would not name a pod is dropped.
-	if pod = namespace + "/" + name; namespace == "" || name == "" || strings.ContainsFunc(pod, notInPodNames) {
-		pod = ""
+	if ips, ok := args["IP"]; ok {
+		if c.Static, err = parseStatic(strings.Split(ips, ",")); err != nil {
+			return err
+		}
 	}
-	return pod, static, nil
+	more, err := parseStatic(slices.Concat(e.Args.CNI.IPs, e.RuntimeConfig.IPs))
+	if err != nil {
+		return err
+	}
+	c.Static = append(c.Static, more...)
+	if ips, ok := annotations[addressesAnnotation]; ok {
+		c.Asked, err = parseStatic(strings.Split(ips, ","))
+	}
+	return err
+}
+
+// parseArgs reads CNI_ARGS. What is not known there is not ours.
+func parseArgs(args string) map[string]string {
+	out := map[string]string{}
+	for _, pair := range strings.Split(args, ";") {
+		if key, value, ok := strings.Cut(pair, "="); ok {
+			out[key] = value
+		}
+	}
+	return out
+}
+
+// maxPodName is that of a namespace (RFC 1123 label), a slash and a pod (RFC 1123 subdomain).
+const maxPodName = 63 + 1 + 253
+
+// podName returns what CNI_ARGS say the pod is called, as namespace/name. It is shown to people, and says nothing to machines: what Kubernetes
+// would not name a pod is dropped.
+func podName(args string) string {
+	all := parseArgs(args)
+	namespace, name := all["K8S_POD_NAMESPACE"], all["K8S_POD_NAME"]
+	if pod := namespace + "/" + name; namespace != "" && name != "" && len(pod) <= maxPodName && !strings.ContainsFunc(pod, notInPodNames) {
+		return pod
+	}
+	return ""
 }
 
 func notInPodNames(r rune) bool {
 	return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '/')
 }
 
-// attachments returns what is valid at a GC. A list that is not there is refused: it is not the same as an empty one.
+// attachments returns what is valid at a GC, nil if there is no list, which is not the same as an empty one. An early libcni had its name wrong.
 func attachments(stdin []byte) (map[types.GCAttachment]bool, error) {
-	const key = "cni.dev/valid-attachments"
 	var e struct {
 		Valid json.RawMessage `json:"cni.dev/valid-attachments"`
+		Early json.RawMessage `json:"cni.dev/attachments"`
 	}
 	var list []types.GCAttachment
 	err := json.Unmarshal(stdin, &e)
+	if len(e.Valid) == 0 {
+		e.Valid = e.Early
+	}
 	if err == nil && len(e.Valid) == 0 {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, key+" is missing", "GC removes what is not in it; [] removes all")
+		return nil, nil
 	}
 	if err == nil {
 		err = json.Unmarshal(e.Valid, &list)
 	}
 	if err != nil {
-		return nil, types.NewError(types.ErrDecodingFailure, key+" cannot be read", err.Error())
+		return nil, types.NewError(types.ErrDecodingFailure, "cni.dev/valid-attachments cannot be read", err.Error())
 	}
 	valid := map[types.GCAttachment]bool{}
 	for _, a := range list {
@@ -276,23 +415,34 @@ func attachments(stdin []byte) (map[types.GCAttachment]bool, error) {
 	return valid, nil
 }
 
-// previous returns the pod's addresses as the result before has them.
-func (e *entry) previous() ([]netip.Addr, error) {
-	err := version.ParsePrevResult(&e.PluginConf)
-	var r *current.Result
-	if err == nil {
-		r, err = current.NewResultFromResult(e.PrevResult)
+// spec returns what connects a pod with these addresses, which are of the pools.
+func (c Config) spec(args *skel.CmdArgs, addrs []netip.Addr) (link.Spec, error) {
+	s := link.New(args.ContainerID, args.IfName, podName(args.Args), c.MTU, addrs)
+	if c.MAC != nil {
+		s.PodMAC = c.MAC
 	}
-	if err != nil {
-		return nil, types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
+	if c.Bridge == nil {
+		return s, nil
 	}
-	var out []netip.Addr
-	for _, ip := range r.IPs {
-		if a, ok := netip.AddrFromSlice(ip.Address.IP); ok {
-			out = append(out, a.Unmap())
+	b := *c.Bridge
+	for _, a := range addrs {
+		r, ok := c.rangeOf(a)
+		if !ok {
+			return s, fmt.Errorf("address %s is of none of the ranges %v", a, c.Pools)
+		}
+		b.Gateways = append(b.Gateways, netip.PrefixFrom(r.Router(), r.Subnet.Bits()))
+	}
+	s.Bridge = &b
+	return s, nil
+}
+
+func (c Config) rangeOf(a netip.Addr) (ipam.Range, bool) {
+	for _, p := range c.Pools {
+		if r, ok := p.Of(a); ok {
+			return r, true
 		}
 	}
-	return out, nil
+	return ipam.Range{}, false
 }
 
 func wrong(field, value, right string, args ...any) error {

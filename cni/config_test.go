@@ -4,21 +4,31 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 )
 
 const plain = `{"cniVersion":"1.1.0","name":"rope","type":"ropewalk-cni","mode":"routed","mtu":1450,
 	"ranges":["10.244.0.0/24","fd00:244::/64"],"dataDir":"/run/ropewalk","other":{"x":[1]}}`
+
+func pools(subnets ...string) (out []ipam.Pool) {
+	for _, s := range subnets {
+		out = append(out, ipam.Pool{ipam.Whole(netip.MustParsePrefix(s))})
+	}
+	return out
+}
 
 func TestParseConfig(t *testing.T) {
 	for _, c := range []struct {
@@ -26,22 +36,31 @@ func TestParseConfig(t *testing.T) {
 		want Config
 	}{
 		{plain, Config{Version: "1.1.0", MTU: 1450, DataDir: "/run/ropewalk",
-			Ranges: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("fd00:244::/64")}}},
+			Pools: pools("10.244.0.0/24", "fd00:244::/64")}},
 		{`{"cniVersion":"0.3.1","name":"rope","ranges":["fd00::/112"],"dataDir":"/a/../b/","dns":{"domain":"x"},"runtimeConfig":{"ips":["fd00::9/64"],
 			"portMappings":[{"hostPort":0,"containerPort":1},{"hostPort":80,"containerPort":8080,"protocol":"UDP","hostIP":"::"}]},
-			"prevResult":{"cniVersion":"0.3.1","ips":[{"version":"4","address":"10.0.0.1/24"},{"version":"6","address":"fd00::1/128"}]}}`,
-			Config{Version: "0.3.1", MTU: 1500, DataDir: "/b", Ranges: []netip.Prefix{netip.MustParsePrefix("fd00::/112")},
+			"prevResult":{"cniVersion":"0.3.1","dns":{"domain":"y"}}}`,
+			Config{Version: "0.3.1", MTU: 1500, DataDir: "/b", Pools: pools("fd00::/112"),
 				DNS: types.DNS{Domain: "x"}, Static: []netip.Addr{netip.MustParseAddr("fd00::9")},
-				Ports:   []portmap.Mapping{{HostIP: netip.IPv6Unspecified(), HostPort: 80, ContainerPort: 8080, Protocol: portmap.UDP}},
-				Chained: true, Previous: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}},
-		{`{"ranges":["10.0.0.0/30"],"runtimeConfig":{"portMappings":[],"bandwidth":{},"ipRanges":null}}`,
-			Config{MTU: 1500, DataDir: DefaultDataDir, Ranges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/30")}}},
+				Ports:    []portmap.Mapping{{HostIP: netip.IPv6Unspecified(), HostPort: 80, ContainerPort: 8080, Protocol: portmap.UDP}},
+				Previous: &current.Result{CNIVersion: "1.1.0", DNS: types.DNS{Domain: "y"}}}},
+		{`{"ranges":["10.0.0.0/30"],"masquerade":true,"runtimeConfig":{"portMappings":[],"bandwidth":{},"ipRanges":null}}`,
+			Config{MTU: 1500, DataDir: DefaultDataDir, Masquerade: true, Pools: pools("10.0.0.0/30")}},
+		{`{"mode":"bridge","ranges":["10.0.0.0/24"]}`, Config{MTU: 1500, DataDir: DefaultDataDir, Pools: pools("10.0.0.0/24"), Bridge: &link.Bridge{Name: "rw0", Hairpin: true}}},
+		{`{"mode":"bridge","bridge":"br7","hairpinMode":false,"macspoofchk":true,"args":{"cni":{"ips":["10.0.0.9"],"mac":"02:00:00:00:00:01"}},
+			"runtimeConfig":{"ipRanges":[[{"subnet":"10.1.0.0/24","rangeStart":"10.1.0.5","gateway":"10.1.0.254"},{"subnet":"10.2.0.0/24","rangeEnd":"10.2.0.9"}],[]],
+			"io.kubernetes.cri.pod-annotations":{"ropewalk.dev/ips":"10.1.0.7, fd00::7","ropewalk.dev/mac":"02:00:00:00:00:03"},"mac":"02:00:00:00:00:02"}}`,
+			Config{MTU: 1500, DataDir: DefaultDataDir, Bridge: &link.Bridge{Name: "br7", SpoofCheck: true}, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+				Static: []netip.Addr{netip.MustParseAddr("10.0.0.9")}, Asked: []netip.Addr{netip.MustParseAddr("10.1.0.7"), netip.MustParseAddr("fd00::7")},
+				Pools: []ipam.Pool{{
+					{Subnet: netip.MustParsePrefix("10.1.0.0/24"), First: netip.MustParseAddr("10.1.0.5"), Gateway: netip.MustParseAddr("10.1.0.254")},
+					{Subnet: netip.MustParsePrefix("10.2.0.0/24"), Last: netip.MustParseAddr("10.2.0.9")}}}}},
 	} {
-		got, err := ParseConfig([]byte(c.in))
+		got, err := ParseConfig([]byte(c.in), "")
 		if err != nil {
 			t.Errorf("%s: %v", c.in, err)
 		}
-		if diff := cmp.Diff(c.want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		if diff := cmp.Diff(c.want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
 			t.Error(diff)
 		}
 	}
@@ -57,7 +76,13 @@ func TestParseConfigRefuses(t *testing.T) {
 		{`"mtu":1279`, 7, "from 1280 to 65535"},
 		{`"mtu":65536`, 7, "from 1280"},
 		{`"mtu":67,"ranges":["10.0.0.0/24"]`, 7, "from 68"},
-		{`"mode":"bridge"`, 7, `there is "routed"`},
+		{`"mode":"bridged"`, 7, `"bridge"`},
+		{`"bridge":"br0"`, 7, `for mode "bridge"`},
+		{`"macspoofchk":true`, 7, `for mode "bridge"`},
+		{`"mode":"bridge","bridge":"../../x"`, 7, "15 characters"},
+		{`"mode":"bridge","bridge":"a23456789012345x"`, 7, "15 characters"},
+		{`"mode":"bridge","bridge":"all"`, 7, "another meaning"},
+		{`"mode":"bridge","bridge":"rw0123abcd"`, 7, "another meaning"},
 		{`"dataDir":"run"`, 7, "absolute"},
 		{`"ranges":[]`, 7, "podCIDRs"},
 		{`"ranges":["10.244.0.5/24"]`, 7, "10.244.0.0/24"},
@@ -76,16 +101,31 @@ func TestParseConfigRefuses(t *testing.T) {
 		{`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"icmp"}]}`, 7, "sctp"},
 		{`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"x"}]}`, 7, "hostIP"},
 		{`"runtimeConfig":{"portMappings":[{"hostPort":65536,"containerPort":80}]}`, 6, "portMappings"},
+		{`"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"127.0.0.1"}]}`, 2, "localhostPorts"},
+		{`"localhostPorts":true,"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"::1"}]}`, 2, "127.0.0.1"},
+		{`"localhostPorts":1`, 6, "localhostPorts"},
 		{`"runtimeConfig":{"portMappings":[3]}`, 6, "portMappings"},
 		{`"runtimeConfig":{"bandwidth":{"ingressRate":1}}`, 2, "bandwidth"},
-		{`"runtimeConfig":{"ipRanges":[[{}]]}`, 2, "ranges"},
-		{`"runtimeConfig":{"mac":"02:00:00:00:00:01"}`, 2, "hash"},
+		{`"runtimeConfig":{"ipRanges":[[{}]]}`, 7, "an address and a length"},
+		{`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.1.5"}]]}`, 7, "not in 10.0.0.0/24"},
+		{`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.9","rangeEnd":"10.0.0.8"}]]}`, 7, "after"},
+		{`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24","gateway":"x"}]]}`, 7, "address of 10.0.0.0/24"},
+		{`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24"},{"subnet":"fd00::/64"}]]}`, 7, "one family or of the other"},
+		{`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/24"}],[{"subnet":"10.0.1.0/24"}]]}`, 7, "one a family"},
+		{`"runtimeConfig":{"ipRanges":3}`, 6, "ipRanges"},
+		{`"runtimeConfig":{"mac":"01:00:00:00:00:01"}`, 7, "one interface"},
+		{`"runtimeConfig":{"mac":"00:00:00:00:00:00"}`, 7, "one interface"},
+		{`"runtimeConfig":{"mac":"02:00:00:00:00:00:00:01"}`, 7, "one interface"},
+		{`"args":{"cni":{"mac":"x"}}`, 7, "one interface"},
+		{`"runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"ropewalk.dev/ips":"10.0.0.256"}}`, 7, "10.0.0.256"},
 		{`"runtimeConfig":{"ips":["fe80::1%eth0"]}`, 7, "fe80::1%eth0"},
 		{`"prevResult":{"ips":3}`, 6, "prevResult"},
 		{`"prevResult":3`, 6, "prevResult"},
+		{`"prevResult":{"cniVersion":"1.1.0","ips":[null]}`, 6, "null"},
+		{`"prevResult":{"cniVersion":"1.1.0","IPS":[{"address":"10.0.0.1/24"},null]}`, 6, "null"},
 	} {
 		in := strings.TrimSuffix(plain, "}") + "," + c.change + "}" // the last of two fields counts
-		_, err := ParseConfig([]byte(in))
+		_, err := ParseConfig([]byte(in), "")
 		var e *types.Error
 		if !errors.As(err, &e) || e.Code != c.code || !strings.Contains(e.Error(), c.says) {
 			t.Errorf("%s: %v; want code %d and %q", c.change, err, c.code, c.says)
@@ -93,89 +133,45 @@ func TestParseConfigRefuses(t *testing.T) {
 	}
 }
 
-func TestWanted(t *testing.T) {
-	for _, c := range []struct{ in, pod, static string }{
-		{"", "", ""},
-		{"IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=a.b-1;K8S_POD_INFRA_CONTAINER_ID=7", "ns/a.b-1", ""},
-		{"K8S_POD_NAME=a", "", ""},
-		{"K8S_POD_NAMESPACE=n\x1b[2J;K8S_POD_NAME=a", "", ""},
-		{";;=;IP=10.0.0.1/24,fd00::1", "", "10.0.0.1 fd00::1"},
-		{"IP=", "error", ""},
-		{"IP=10.0.0.256", "error", ""},
-		{"IP=224.0.0.1", "error", ""},
+func TestArgs(t *testing.T) {
+	for _, c := range []struct{ in, pod, static, mac string }{
+		{"", "", "", ""},
+		{"IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=a.b-1;K8S_POD_INFRA_CONTAINER_ID=7", "ns/a.b-1", "", ""},
+		{"K8S_POD_NAME=a", "", "", ""},
+		{"K8S_POD_NAMESPACE=n;K8S_POD_NAME=" + strings.Repeat("a", 400), "", "", ""},
+		{"K8S_POD_NAMESPACE=n\x1b[2J;K8S_POD_NAME=a", "", "", ""},
+		{";;=;IP=10.0.0.1/24,fd00::1;MAC=02:00:00:00:00:01", "", "10.0.0.1 fd00::1", "02:00:00:00:00:01"},
+		{"IP=", "error", "", ""},
+		{"IP=10.0.0.256", "error", "", ""},
+		{"IP=224.0.0.1", "error", "", ""},
+		{"MAC=ff:ff:ff:ff:ff:ff", "error", "", ""},
 	} {
-		pod, static, err := wanted(c.in)
+		got, err := ParseConfig([]byte(plain), c.in)
+		pod := podName(c.in)
 		var list []string
-		for _, a := range static {
+		for _, a := range got.Static {
 			list = append(list, a.String())
 		}
 		if err != nil {
 			pod = "error"
 		}
-		if pod != c.pod || strings.Join(list, " ") != c.static {
-			t.Errorf("%q: %q, %v, %v", c.in, pod, list, err)
-		}
-	}
-}
-
-// TestCheckStatic holds that what is taken here is what the leases take.
-func TestCheckStatic(t *testing.T) {
-	ranges := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125")}
-	var wanted [][]netip.Addr
-	for _, r := range ranges {
-		for a := r.Addr().Prev(); a.Less(r.Addr()) || r.Contains(a.Prev()); a = a.Next() {
-			wanted = append(wanted, []netip.Addr{a})
-		}
-	}
-	both := netip.MustParseAddr("fd00::3")
-	wanted = append(wanted, nil, []netip.Addr{both, both.Next()}, []netip.Addr{both, netip.MustParseAddr("10.0.0.3")})
-	for i, static := range wanted {
-		s, err := ipam.Open(filepath.Join(t.TempDir(), "leases"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, want := s.Allocate(ipam.Owner{Container: "c", Interface: "eth0"}, ranges, static)
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if got := checkStatic(static, ranges); (got == nil) != (want == nil) {
-			t.Errorf("%d: %v: %v, the leases: %v", i, static, got, want)
-		}
-	}
-}
-
-func TestFull(t *testing.T) {
-	leases := func(addrs ...string) (out []ipam.Lease) {
-		for _, a := range addrs {
-			out = append(out, ipam.Lease{Addrs: []netip.Addr{netip.MustParseAddr(a)}})
-		}
-		return out
-	}
-	for _, c := range []struct {
-		r    string
-		in   []ipam.Lease
-		want bool
-	}{
-		{"10.0.0.0/30", nil, false},
-		{"10.0.0.0/30", leases("10.0.1.2"), false},
-		{"10.0.0.0/30", leases("10.0.0.2"), true},
-		{"fd00::/126", leases("fd00::2"), false},
-		{"fd00::/126", leases("fd00::2", "fd00::3"), true},
-		{"fd00::/64", leases("fd00::2"), false},
-	} {
-		if got := full(netip.MustParsePrefix(c.r), c.in); got != c.want {
-			t.Errorf("%s with %v: %v", c.r, c.in, got)
+		if pod != c.pod || strings.Join(list, " ") != c.static || got.MAC.String() != c.mac {
+			t.Errorf("%q: %q, %v, %v, %v", c.in, pod, list, got.MAC, err)
 		}
 	}
 }
 
 func TestAttachments(t *testing.T) {
 	for in, want := range map[string]int{
-		`{}`: -7, `{"cni.dev/valid-attachments":3}`: -6, `{"cni.dev/valid-attachments":null}`: 0, `{"cni.dev/valid-attachments":[]}`: 0,
+		`{}`: -1, `{"cni.dev/attachments":[{"containerID":"a","ifname":"b"},{"containerID":"c","ifname":"b"}]}`: 2,
+		`{"cni.dev/attachments":[{}],"cni.dev/valid-attachments":[]}`: 0, `[]`: -6, `{"cni.dev/valid-attachments":3}`: -6, `{"cni.dev/valid-attachments":null}`: 0, `{"cni.dev/valid-attachments":[]}`: 0,
 		`{"cni.dev/valid-attachments":[{"containerID":"a","ifname":"b"}]}`: 1,
 	} {
 		got, err := attachments([]byte(in))
 		n := len(got)
+		if got == nil {
+			n = -1
+		}
 		var e *types.Error
 		if errors.As(err, &e) {
 			n = -int(e.Code)
@@ -205,24 +201,28 @@ func FuzzConfig(f *testing.F) {
 		if err == nil && !filepath.IsAbs(dir) {
 			t.Errorf("leases in %q", dir)
 		}
-		pod, _, err := wanted(args)
-		coded(err)
-		if strings.ContainsFunc(pod, notInPodNames) {
+		if pod := podName(args); strings.ContainsFunc(pod, notInPodNames) {
 			t.Errorf("a pod %q", pod)
 		}
-		c, err := ParseConfig(conf)
+		c, err := ParseConfig(conf, args)
 		coded(err)
 		if err != nil {
 			return
 		}
 		families := map[bool]bool{}
-		for _, r := range c.Ranges {
-			if r != r.Masked() || r.Addr().BitLen()-r.Bits() < 2 || families[r.Addr().Is4()] {
-				t.Errorf("ranges %v", c.Ranges)
+		for _, p := range c.Pools {
+			for _, r := range p {
+				if err := r.Validate(); err != nil || r.Subnet.Addr().Is4() != p[0].Subnet.Addr().Is4() {
+					t.Errorf("ranges %v: %v", c.Pools, err)
+				}
 			}
-			families[r.Addr().Is4()] = true
+			if is4 := p[0].Subnet.Addr().Is4(); families[is4] {
+				t.Errorf("ranges %v", c.Pools)
+			} else {
+				families[is4] = true
+			}
 		}
-		if len(c.Ranges) == 0 || c.MTU < minMTU4 || c.MTU > maxMTU || c.DataDir != dir {
+		if len(c.Pools) == 0 || c.MTU < minMTU4 || c.MTU > maxMTU || c.DataDir != dir {
 			t.Errorf("%+v", c)
 		}
 		if !json.Valid(conf) || bytes.TrimSpace(conf)[0] != '{' {

@@ -20,12 +20,15 @@ func Del(args *skel.CmdArgs) error {
 	return detach(dir, args)
 }
 
-// detach removes the ports, the interface and then the lease, so that nothing leads to an address that is free. If one fails the lease stays,
-// for the next DEL or GC.
+// detach removes the ports and the interface, and then the lease, so that nothing leads to an address that is free. If one fails the lease
+// stays, for the next DEL or GC. An interface takes the kernel long, as it waits until no packet looks at it any more: the ports go meanwhile.
 func detach(dir string, args *skel.CmdArgs) error {
-	ports := closePorts(args)
+	closed := make(chan error, 1)
+	go func() { closed <- closePorts(args) }()
 	spec := link.New(args.ContainerID, args.IfName, "", 0, nil)
-	if err := link.Delete(spec); err != nil {
+	err := link.Delete(spec)
+	ports := <-closed
+	if err != nil {
 		return undone(kernelError("removing interface "+spec.Host, err), ports)
 	}
 	if ports != nil {

@@ -12,8 +12,12 @@ import (
 	"github.com/ropewalk-net/ropewalk/cni/link"
 )
 
+// grace is how old a lease is at least that a GC without a list frees. It is for an ADD that is under way: a minute is long.
+const grace = time.Minute
+
 // GC detaches whoever is not in the runtime's list of valid attachments. It goes on past errors and returns them together. The leases
-// are all there is to look at, since no interface is without one.
+// are all there is to look at, since no interface is without one. Without a list, as cnitool calls it, only what is certainly dead goes:
+// whose interface on the node the kernel has taken away with the pod's namespace. What nobody calls GC for, package collect frees.
 func GC(args *skel.CmdArgs) error {
 	dir, err := dataDir(args.StdinData)
 	if err != nil {
@@ -27,9 +31,16 @@ func GC(args *skel.CmdArgs) error {
 	if err := withStore(dir, func(s *ipam.Store) error { leases, err = s.List(); return err }); err != nil {
 		return err
 	}
+	var there map[string]bool
+	if valid == nil {
+		if there, err = link.Hosts(); err != nil {
+			return kernelError("listing interfaces", err)
+		}
+	}
 	var errs []error
 	for _, l := range leases {
-		if valid[types.GCAttachment{ContainerID: l.Container, IfName: l.Interface}] {
+		if valid[types.GCAttachment{ContainerID: l.Container, IfName: l.Interface}] ||
+			valid == nil && (time.Since(l.Since) < grace || there[link.New(l.Container, l.Interface, "", 0, nil).Host]) {
 			continue
 		}
 		if err := detach(dir, &skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}); err != nil {
@@ -40,30 +51,4 @@ func GC(args *skel.CmdArgs) error {
 		return types.NewError(CodeKernel, "not all could be removed", err.Error())
 	}
 	return nil
-}
-
-// Collect does without a runtime that calls GC, as containerd does not: it frees the leases of dir that are older than grace and whose
-// interface is gone from the node, which the kernel takes away with the pod's namespace. It returns how many. Grace is for an ADD that is
-// under way: a minute is long.
-func Collect(dir string, grace time.Duration) (freed int, err error) {
-	var leases []ipam.Lease
-	if err := withStore(dir, func(s *ipam.Store) error { leases, err = s.List(); return err }); err != nil {
-		return 0, err
-	}
-	there, err := link.Hosts()
-	if err != nil {
-		return 0, err
-	}
-	var errs []error
-	for _, l := range leases {
-		if time.Since(l.Since) < grace || there[link.New(l.Container, l.Interface, "", 0, nil).Host] {
-			continue
-		}
-		if err := detach(dir, &skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		freed++
-	}
-	return freed, errors.Join(errs...)
 }

@@ -5,15 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 )
 
 // parsePorts reads what the runtime asks for by the capability portMappings (CONVENTIONS.md of containernetworking/cni).
-func parsePorts(raw []json.RawMessage) ([]portmap.Mapping, error) {
+func parsePorts(raw []json.RawMessage, localhost bool) ([]portmap.Mapping, error) {
 	var out []portmap.Mapping
 	for _, b := range raw {
 		var p struct {
@@ -37,6 +39,12 @@ func parsePorts(raw []json.RawMessage) ([]portmap.Mapping, error) {
 		if err != nil || m.ContainerPort == 0 {
 			return nil, wrong("runtimeConfig.portMappings", string(b), "it has hostPort, containerPort, a protocol of tcp, udp or sctp, and maybe a hostIP")
 		}
+		switch own := m.HostIP.IsLoopback(); {
+		case own && m.HostIP.Is6():
+			return nil, unsupported("hostIP ::1", "Linux leads no packets of ::1 to other interfaces: 127.0.0.1 can be had")
+		case own && !localhost:
+			return nil, unsupported("hostIP "+m.HostIP.String(), "turn localhostPorts on (ropewalk routes --localhost-ports)")
+		}
 		out = append(out, m)
 	}
 	return out, nil
@@ -46,21 +54,27 @@ func portOwner(args *skel.CmdArgs) portmap.Owner {
 	return portmap.Owner{Container: args.ContainerID, Interface: args.IfName}
 }
 
-// alone returns each address as the network that the pod reaches without a router.
-func alone(addrs []netip.Addr) []netip.Prefix {
-	var out []netip.Prefix
-	for _, a := range addrs {
-		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+// localnet says whether ports of 127.0.0.0/8 lead to a pod, and by which interface.
+func (c Config) localnet(s link.Spec) (by string, ok bool) {
+	if by = s.Host; s.Bridge != nil {
+		by = s.Bridge.Name
 	}
-	return out
+	return by, c.LocalhostPorts && s.Has4() && slices.ContainsFunc(c.Ports, func(m portmap.Mapping) bool {
+		return !m.HostIP.IsValid() || m.HostIP.IsUnspecified() || m.HostIP.IsLoopback()
+	})
 }
 
-// openPorts leads the node's ports to the pod, if there are to be any.
-func openPorts(args *skel.CmdArgs, ports []portmap.Mapping, addrs []netip.Addr) error {
-	if len(ports) == 0 {
+// openPorts leads the node's ports to the pod, if there are to be any. The rules of ports keep from 127.0.0.1 whoever may not get there,
+// so that they come first.
+func openPorts(args *skel.CmdArgs, c Config, s link.Spec) error {
+	if len(c.Ports) == 0 {
 		return nil
 	}
-	switch err := portmap.Add(portOwner(args), ports, alone(addrs), false); {
+	err := portmap.Add(portOwner(args), c.Ports, s.Networks(), c.LocalhostPorts)
+	if by, ok := c.localnet(s); ok && err == nil {
+		err = link.OpenLocalnet(by)
+	}
+	switch {
 	case errors.Is(err, portmap.ErrTaken):
 		return types.NewError(CodeTaken, "a port is another pod's", err.Error())
 	case errors.Is(err, portmap.ErrInvalid):
@@ -78,11 +92,15 @@ func closePorts(args *skel.CmdArgs) error {
 	return nil
 }
 
-func checkPorts(args *skel.CmdArgs, ports []portmap.Mapping, addrs []netip.Addr) error {
-	if len(ports) == 0 {
+func checkPorts(args *skel.CmdArgs, c Config, s link.Spec) error {
+	if len(c.Ports) == 0 {
 		return nil
 	}
-	if err := portmap.Check(portOwner(args), ports, alone(addrs), false); err != nil {
+	err := portmap.Check(portOwner(args), c.Ports, s.Networks(), c.LocalhostPorts)
+	if by, ok := c.localnet(s); ok {
+		err = errors.Join(err, link.CheckLocalnet(by))
+	}
+	if err != nil {
 		return fmt.Errorf("ports: %w", err)
 	}
 	return nil

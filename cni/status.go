@@ -1,39 +1,55 @@
 package cni
 
 import (
-	"net/netip"
-
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/limited"
 	"github.com/ropewalk-net/ropewalk/cni/link"
+	"github.com/ropewalk-net/ropewalk/cni/portmap"
 )
 
-// Status says why an ADD could not succeed, or why pods that are there are not reached.
+// Status says why an ADD could not succeed, or why pods that are there are not reached. The runtime asks every few seconds, and while there is
+// an error the node is not ready: it changes nothing, and says nothing that may pass by itself.
 func Status(args *skel.CmdArgs) error {
-	c, err := ParseConfig(args.StdinData)
+	c, err := ParseConfig(args.StdinData, args.Args)
 	if err != nil {
 		return unavailable(err)
 	}
 	var has4, has6 bool
-	for _, r := range c.Ranges {
-		has4, has6 = has4 || r.Addr().Is4(), has6 || r.Addr().Is6()
+	for _, p := range c.Pools {
+		is4 := p[0].Subnet.Addr().Is4()
+		has4, has6 = has4 || is4, has6 || !is4
 	}
 	if has6 && !link.HasIPv6() {
 		return types.NewError(codeUnavailable, "the kernel has no IPv6", "take the range out of ranges, or the kernel's ipv6.disable=1 off its command line")
+	}
+	if err := link.Possible(); err != nil {
+		return types.NewError(codeUnavailable, "no veth can be made", err.Error())
+	}
+	if c.TakesPorts {
+		if err := portmap.Possible(); err != nil {
+			return types.NewError(codeUnavailable, "ports of the node cannot lead to pods", err.Error())
+		}
 	}
 	var leases []ipam.Lease
 	if err := withStore(c.DataDir, func(s *ipam.Store) error { leases, err = s.List(); return err }); err != nil {
 		return unavailable(err)
 	}
-	for _, r := range c.Ranges {
-		if full(r, leases) {
-			return types.NewError(codeUnavailable, "range "+r.String()+" has no address left", "")
+	for _, p := range c.Pools {
+		if p.Full(leases) {
+			return types.NewError(codeUnavailable, "range "+p.String()+" has no address left", "")
 		}
 	}
 	if err := link.Forwards(has4, has6); err != nil && len(leases) > 0 { // the first ADD turns it on
 		return types.NewError(codeLimited, "pods are not reached", err.Error())
+	}
+	switch missing, err := limited.Read(c.DataDir); {
+	case err != nil:
+		return unavailable(types.NewError(types.ErrIOFailure, "what is missing of the network cannot be read", err.Error()))
+	case missing != "":
+		return types.NewError(codeLimited, "ropewalk routes cannot make all of the node's network", missing)
 	}
 	return nil
 }
@@ -44,25 +60,4 @@ func unavailable(err error) error {
 		return err
 	}
 	return types.NewError(codeUnavailable, "pods cannot be attached", err.Error())
-}
-
-// full says whether every address of a range that a pod may have is leased. The first of a range is nobody's, the second is a
-// gateway's by custom, and the last of an IPv4 range is for broadcasts.
-func full(r netip.Prefix, leases []ipam.Lease) bool {
-	bits := r.Addr().BitLen() - r.Bits()
-	if bits > 31 { // no node has so many pods
-		return false
-	}
-	room := 1<<bits - 2
-	if r.Addr().Is4() {
-		room--
-	}
-	for _, l := range leases {
-		for _, a := range l.Addrs {
-			if r.Contains(a) {
-				room--
-			}
-		}
-	}
-	return room <= 0
 }

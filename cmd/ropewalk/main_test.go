@@ -322,6 +322,7 @@ func TestMistakes(t *testing.T) {
 		{"env a --format xml --manifests " + dir, "want shell, dotenv or json"},
 		{"env a", "give --kubeconfig FILE or --manifests DIR"},
 		{"env a --kubeconfig " + dir + "/none", "no such file"},
+		{"routes --node-name n1 --data-dir run", "absolute path"},
 		{"version now", "now"},
 	} {
 		code, out, errOut := ropewalk(t, "", strings.Fields(c.args)...)

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/ropewalk-net/ropewalk/cni/collect"
+	"github.com/ropewalk-net/ropewalk/cni/limited"
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/overlay"
 	"github.com/ropewalk-net/ropewalk/cni/routes"
@@ -22,7 +26,8 @@ func newRoutes() *cobra.Command {
 		Short: "Lead packets to the pods of other nodes, and out of the cluster",
 		Long: `routes keeps what this node must know of the others for its pods' sake, until it gets SIGTERM or SIGINT: a route, or an
 end of a tunnel, for the pods of each other node; the rule by which packets of pods that leave the cluster get the node's
-address; and the file by which the container runtime calls the plugin ropewalk-cni, once the node has podCIDRs.
+address; and the file by which the container runtime calls the plugin ropewalk-cni, once the node has podCIDRs. It frees
+the addresses and ports of pods that are gone and that the runtime has not detached.
 
 --overlay says how packets get to other nodes. direct: by a route by way of the node's own address; all nodes are on one
 link. vxlan: in packets of UDP from node to node, on any network that leads them. cloud: somebody else makes the routes.
@@ -53,11 +58,16 @@ servicecidrs.`,
 			if err != nil {
 				return err
 			}
+			left, err := collect.New(collect.Config{DataDir: config.DataDir, Ranges: r.Ranges, Log: a.log, Registerer: a.registry})
+			if err != nil {
+				return err
+			}
 			s, err := a.source(&source)
 			if err != nil {
 				return err
 			}
 			a.also(r.Run)
+			a.also(left.Run)
 			a.also(delivery(s, routes.Interest(), r))
 			return a.run(cmd.Context(), r.Ready)
 		},
@@ -86,11 +96,15 @@ func (f *routesFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.Masquerade, "masquerade", true, "give packets of pods that leave the cluster the node's address")
 	flags.StringSliceVar(&f.inside, "non-masquerade-cidr", nil, "ranges that see pods' own addresses, besides the cluster's")
 	flags.StringVar(&f.InsideFile, "masquerade-config", "", "file of ip-masq-agent's, whose nonMasqueradeCIDRs are such ranges, too; read again each minute")
+	flags.BoolVar(&f.LocalhostPorts, "localhost-ports", false, "hostPorts of new pods are ports of 127.0.0.1, too (route_localnet at their interfaces)")
 	flags.StringVar(&f.ConfDir, "conf-dir", "/etc/cni/net.d", `where the runtime looks for CNI configurations; "" for none`)
-	flags.StringVar(&f.DataDir, "data-dir", "/run/ropewalk", "where ropewalk-cni keeps which addresses pods have")
+	flags.StringVar(&f.DataDir, "data-dir", dataDir, "where ropewalk-cni keeps which addresses pods have")
 	_ = cmd.MarkFlagDirname("conf-dir") // fails for flags that are not there
 	_ = cmd.RegisterFlagCompletionFunc("overlay", cobra.FixedCompletions(slices.Sorted(maps.Keys(overlay.Modes)), cobra.ShellCompDirectiveNoFileComp))
 }
+
+// dataDir is the plugin's, if it is not told another.
+const dataDir = "/run/ropewalk"
 
 // tunnelDevice is what the tunnel's device is called.
 const tunnelDevice = "rw-vxlan"
@@ -109,6 +123,8 @@ func (f *routesFlags) config() (routes.Config, error) {
 		return c, err
 	}
 	switch k := c.Kernel; {
+	case !filepath.IsAbs(c.DataDir):
+		return c, fmt.Errorf("--data-dir %q: it is an absolute path, as in %s", c.DataDir, dataDir)
 	case k.VNI < 1 || k.VNI >= 1<<24:
 		return c, fmt.Errorf("--vxlan-id %d: it is from 1 to 16777215", k.VNI)
 	case k.Port < 1 || k.Port > 65535:
@@ -125,7 +141,7 @@ func newCleanupRoutes() *cobra.Command {
 		Short: "Take the routes to other nodes' pods, the tunnel and the masquerading away",
 		Long: `routes removes the routes of the protocol 82, the device rw-vxlan and the nftables tables ropewalk-masquerade. Pods of this
 node and others do not reach each other any more. Run it when "ropewalk routes" has ended for good. It is no error that
-there is nothing to remove.`,
+there is nothing to remove. What "ropewalk routes" has said to be missing (/run/ropewalk/limited) goes, too.`,
 		Example: "  ropewalk cleanup routes",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -133,7 +149,7 @@ there is nothing to remove.`,
 			if err := k.Remove(); err != nil {
 				return err
 			}
-			return masquerade.Remove()
+			return errors.Join(masquerade.Remove(), limited.Clear(dataDir))
 		},
 	}
 }

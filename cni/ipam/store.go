@@ -16,11 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Owner is who an address is for. Container and Interface tell one from another; Netns, the path of the network namespace, and
-// Pod, as in "namespace/name", are notes.
+// Owner is who an address is for. Container and Interface tell one from another; Netns, the path of the network namespace, Pod, as in
+// "namespace/name", MAC, a hardware address that somebody has wanted, and Bridge, which the pod is on, are notes.
 type Owner struct {
 	Container, Interface string
 	Netns, Pod           string
+	MAC                  string `json:",omitempty"`
+	Bridge               string `json:",omitempty"`
 }
 
 // Lease is what somebody has.
@@ -35,21 +37,23 @@ var (
 	ErrExists = errors.New("there is a lease for this container and interface")
 	// ErrTaken says that a static address is somebody else's.
 	ErrTaken = errors.New("address is taken")
+	// ErrOwner says that an owner's names cannot be kept.
+	ErrOwner = errors.New("owner of a lease")
 )
 
-// ExhaustedError says that all of a range's addresses are in use.
+// ExhaustedError says that all of a pool's addresses are in use.
 type ExhaustedError struct {
-	Range  netip.Prefix
+	Pool   Pool
 	InUse  int
-	Oldest Lease // of the range; without an owner if there is none
+	Oldest Lease // of the pool; without an owner if there is none
 }
 
 func (e *ExhaustedError) Error() string {
 	if e.InUse == 0 {
-		return fmt.Sprintf("range %v has no address for a pod", e.Range)
+		return fmt.Sprintf("range %v has no address for a pod", e.Pool)
 	}
 	return fmt.Sprintf("range %v is exhausted: %d addresses in use, the oldest since %s by pod %q (container %s, interface %s)",
-		e.Range, e.InUse, e.Oldest.Since.Format(time.RFC3339), e.Oldest.Pod, e.Oldest.Container, e.Oldest.Interface)
+		e.Pool, e.InUse, e.Oldest.Since.Format(time.RFC3339), e.Oldest.Pod, e.Oldest.Container, e.Oldest.Interface)
 }
 
 // Store is the file of leases. Other processes wait for it to be closed, so that it should not be open for longer than it takes.
@@ -89,7 +93,7 @@ var (
 	addrsBucket  = []byte("addrs")   // address -> key of its lease
 	restBucket   = []byte("resting") // address -> when it was released
 	queueBucket  = []byte("queue")   // when, address -> nothing: those of resting by their time
-	lastBucket   = []byte("last")    // range: address, bits -> the address that it gave last
+	lastBucket   = []byte("last")    // subnet: address, bits -> the address that it gave last
 
 	buckets    = [][]byte{metaBucket, leasesBucket, addrsBucket, restBucket, queueBucket, lastBucket}
 	versionKey = []byte("version")
@@ -123,10 +127,10 @@ func checkVersion(tx *bbolt.Tx) error {
 	return nil
 }
 
-// Allocate gives o an address of each range, in their order. A static address stands for the range that it lies in. It returns
-// ErrExists if o has a lease, ErrTaken for a static address that is somebody's, and an ExhaustedError if a range has no address left;
+// Allocate gives o an address of each pool, in their order. A static address stands for the pool that it lies in. It returns
+// ErrExists if o has a lease, ErrTaken for a static address that is somebody's, and an ExhaustedError if a pool has no address left;
 // nothing has changed then. Addresses that were released in the last 30 s are given out only if there is no other, or as static ones.
-func (s *Store) Allocate(o Owner, ranges []netip.Prefix, static []netip.Addr) (Lease, error) {
+func (s *Store) Allocate(o Owner, pools []Pool, static []netip.Addr) (Lease, error) {
 	if err := o.validate(); err != nil {
 		return Lease{}, err
 	}
@@ -137,16 +141,25 @@ func (s *Store) Allocate(o Owner, ranges []netip.Prefix, static []netip.Addr) (L
 		}
 		t.tidy()
 		var err error
-		l.Addrs, err = choose(t, ranges, static)
+		l.Addrs, err = choose(t, pools, static)
 		if err != nil {
 			return t.explain(err)
 		}
-		return t.put(l, ranges)
+		return t.put(l, pools)
 	})
 	if err != nil {
 		return Lease{}, fmt.Errorf("allocating addresses: %w", err)
 	}
 	return l, nil
+}
+
+// Rests says whether an address was released in the last 30 s.
+func (s *Store) Rests(a netip.Addr) (rests bool, err error) {
+	err = s.run(s.db.View, func(t *tx) error {
+		rests = t.state(a) == resting
+		return nil
+	})
+	return rests, err
 }
 
 // Release ends a lease and returns its addresses; none if there is no lease, which is no error.
@@ -255,14 +268,15 @@ func (t *tx) longest(wanted func(netip.Addr) bool) (netip.Addr, bool) {
 }
 
 // put stores a lease.
-func (t *tx) put(l Lease, ranges []netip.Prefix) error {
+func (t *tx) put(l Lease, pools []Pool) error {
 	v, err := encode(l)
 	if err != nil {
 		return err
 	}
 	errs := []error{t.leases.Put(l.key(), v)}
 	for i, a := range l.Addrs {
-		errs = append(errs, t.wake(a), t.addrs.Put(a.AsSlice(), l.key()), t.lasts.Put(rangeKey(ranges[i]), a.AsSlice()))
+		r, _ := pools[i].Of(a)
+		errs = append(errs, t.wake(a), t.addrs.Put(a.AsSlice(), l.key()), t.lasts.Put(rangeKey(r.Subnet), a.AsSlice()))
 	}
 	return errors.Join(errs...)
 }
@@ -320,7 +334,7 @@ func (t *tx) explain(err error) error {
 	}
 	return errors.Join(t.each(func(l Lease) {
 		for _, a := range l.Addrs {
-			if !e.Range.Contains(a) {
+			if !e.Pool.contains(a) {
 				continue
 			}
 			if e.InUse++; e.InUse == 1 || l.Since.Before(e.Oldest.Since) {
@@ -362,13 +376,13 @@ func decode(key, value []byte) (Lease, error) {
 const maxName = 4096
 
 func (o Owner) validate() error {
-	for _, s := range []string{o.Container, o.Interface, o.Netns, o.Pod} {
+	for _, s := range []string{o.Container, o.Interface, o.Netns, o.Pod, o.MAC, o.Bridge} {
 		if len(s) > maxName || !utf8.ValidString(s) {
-			return fmt.Errorf("owner of a lease: %.64q is too long, or not UTF-8", s)
+			return fmt.Errorf("%w: %.64q is too long, or not UTF-8", ErrOwner, s)
 		}
 	}
 	if o.Container == "" || o.Interface == "" || bytes.IndexByte(o.key(), 0) != len(o.Container) || bytes.Count(o.key(), []byte{0}) != 1 {
-		return fmt.Errorf("owner of a lease: container %q, interface %q", o.Container, o.Interface)
+		return fmt.Errorf("%w: container %q, interface %q", ErrOwner, o.Container, o.Interface)
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ import (
 var (
 	slash24 = netip.MustParsePrefix("10.244.1.0/24")
 	slash64 = netip.MustParsePrefix("fd00:244:0:1::/64")
-	dual    = []netip.Prefix{slash24, slash64}
+	dual    = []Pool{{Whole(slash24)}, {Whole(slash64)}}
 	same    = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 )
 
@@ -115,7 +115,7 @@ func clocked(t *testing.T, dir string) (*Store, *time.Duration) {
 	return s, now
 }
 
-func allocate(t *testing.T, s *Store, i int, ranges []netip.Prefix, static ...netip.Addr) string {
+func allocate(t *testing.T, s *Store, i int, ranges []Pool, static ...netip.Addr) string {
 	t.Helper()
 	l, err := s.Allocate(owner(i), ranges, static)
 	if err != nil {
@@ -185,7 +185,7 @@ func TestLease(t *testing.T) {
 // TestRest holds that an address is left alone for 30 s, if there is another one, and what clocks do to that.
 func TestRest(t *testing.T) {
 	s, now := clocked(t, memory(t))
-	small := prefixes("10.0.0.0/29") // .2 to .6
+	small := pools("10.0.0.0/29") // .2 to .6
 	for i := 2; i <= 6; i++ {
 		if got, want := allocate(t, s, i, small), fmt.Sprintf("10.0.0.%d", i); got != want {
 			t.Fatalf("%s instead of %s", got, want)
@@ -237,7 +237,7 @@ func TestRest(t *testing.T) {
 
 func TestExhaustion(t *testing.T) {
 	s, now := clocked(t, memory(t))
-	ranges := []netip.Prefix{slash64, slash24}
+	ranges := []Pool{{Whole(slash64)}, {Whole(slash24)}}
 	for i := range 253 {
 		allocate(t, s, i, ranges)
 		*now += time.Second

@@ -52,6 +52,9 @@ func checkEnd(h *netlink.Handle, where, name string, mac net.HardwareAddr, more 
 }
 
 func (s Spec) checkHost(h *netlink.Handle, l netlink.Link) error {
+	if s.Bridge != nil {
+		return s.Bridge.check(h, l, s.PodMAC)
+	}
 	var errs []error
 	for _, a := range s.Addrs {
 		errs = append(errs,
@@ -62,16 +65,17 @@ func (s Spec) checkHost(h *netlink.Handle, l netlink.Link) error {
 }
 
 func (s Spec) checkPod(h *netlink.Handle, l netlink.Link) error {
-	errs := []error{checkAddresses(h, l, s.Addrs)}
-	for _, a := range s.Addrs {
-		errs = append(errs,
-			checkRoute(h, podRoute(l.Attrs().Index, a), fmt.Sprintf("default route by %s", Gateway(a))),
-			checkNeighbour(h, neighbour(l.Attrs().Index, Gateway(a), s.HostMAC)))
+	errs := []error{checkAddresses(h, l, s.Networks())}
+	for i := range s.Addrs {
+		errs = append(errs, checkRoute(h, s.podRoute(l.Attrs().Index, i), fmt.Sprintf("default route by %s", s.Gateway(i))))
+		if s.Bridge == nil {
+			errs = append(errs, checkNeighbour(h, neighbour(l.Attrs().Index, s.Gateway(i), s.HostMAC)))
+		}
 	}
 	return errors.Join(errs...)
 }
 
-func checkAddresses(h *netlink.Handle, l netlink.Link, addrs []netip.Addr) error {
+func checkAddresses(h *netlink.Handle, l netlink.Link, addrs []netip.Prefix) error {
 	got, err := whole(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
@@ -82,8 +86,8 @@ func checkAddresses(h *netlink.Handle, l netlink.Link, addrs []netip.Addr) error
 	}
 	var errs []error
 	for _, a := range addrs {
-		if !has[single(a).String()] {
-			errs = append(errs, fmt.Errorf("address %s is missing", single(a)))
+		if !has[IPNet(a).String()] {
+			errs = append(errs, fmt.Errorf("address %s is missing", a))
 		}
 	}
 	return errors.Join(errs...)

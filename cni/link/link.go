@@ -6,15 +6,18 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// ErrExists says that the pod has an interface of the name.
-var ErrExists = errors.New("the interface exists already")
+var (
+	// ErrExists says that the pod has an interface of the name.
+	ErrExists = errors.New("the interface exists already")
+	// ErrTaken says that the hardware address is that of another port of the bridge.
+	ErrTaken = errors.New("hardware address is taken")
+)
 
 // Absent returns ErrExists if there is an interface of that name in the namespace.
 func Absent(pod ns.NetNS, name string) error {
@@ -40,7 +43,15 @@ func Add(pod ns.NetNS, s Spec) (err error) {
 		return err
 	}
 	defer h.Close()
-	host, err := create(h, pod, s)
+	bridge := 0
+	if s.Bridge != nil {
+		l, err := s.Bridge.ensure(h)
+		if err != nil {
+			return fmt.Errorf("bridge %s: %w", s.Bridge.Name, err)
+		}
+		bridge = l.Attrs().Index
+	}
+	host, err := create(h, pod, s, bridge)
 	if errors.Is(err, unix.EEXIST) {
 		return err
 	}
@@ -61,10 +72,11 @@ func Add(pod ns.NetNS, s Spec) (err error) {
 	return nil
 }
 
-// create makes the pair, down, with one end in the pod's namespace from the start: it is never seen on the node.
-func create(h *netlink.Handle, pod ns.NetNS, s Spec) (netlink.Link, error) {
+// create makes the pair, down, with one end in the pod's namespace from the start: it is never seen on the node. The other end is a port of
+// the bridge with that index, if it is not 0.
+func create(h *netlink.Handle, pod ns.NetNS, s Spec, bridge int) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.HardwareAddr, attrs.MTU = s.Host, s.HostMAC, s.MTU
+	attrs.Name, attrs.HardwareAddr, attrs.MTU, attrs.MasterIndex = s.Host, s.HostMAC, s.MTU, bridge
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName, veth.PeerHardwareAddr, veth.PeerMTU = s.Pod, s.PodMAC, uint32(s.MTU)
 	veth.PeerNamespace = netlink.NsFd(pod.Fd())
@@ -75,7 +87,11 @@ func create(h *netlink.Handle, pod ns.NetNS, s Spec) (netlink.Link, error) {
 }
 
 func (s Spec) setHost(h *netlink.Handle, host netlink.Link) error {
-	if err := write(hostSysctls(s.Host, HasIPv6())); err != nil {
+	sysctls := hostSysctls(s.Host, HasIPv6())
+	if s.Bridge != nil {
+		sysctls = portSysctls(s.Host, HasIPv6())
+	}
+	if err := write(sysctls); err != nil {
 		return err
 	}
 	if s.Alias != "" {
@@ -83,10 +99,15 @@ func (s Spec) setHost(h *netlink.Handle, host netlink.Link) error {
 			return err
 		}
 	}
-	if err := h.LinkSetUp(host); err != nil {
+	index := host.Attrs().Index
+	if s.Bridge != nil {
+		if err := s.Bridge.plug(h, index, s.PodMAC); err != nil {
+			return err
+		}
+	}
+	if err := h.LinkSetUp(host); err != nil || s.Bridge != nil {
 		return err
 	}
-	index := host.Attrs().Index
 	for _, a := range s.Addrs {
 		if err := h.NeighSet(neighbour(index, a, s.PodMAC)); err != nil {
 			return fmt.Errorf("neighbour %s: %w", a, err)
@@ -115,15 +136,17 @@ func (s Spec) setPod(h *netlink.Handle) error {
 		return err
 	}
 	index := l.Attrs().Index
-	for _, a := range s.Addrs {
-		if err := h.AddrAdd(l, address(a)); err != nil {
-			return fmt.Errorf("address %s: %w", a, err)
+	for i := range s.Addrs {
+		if err := h.AddrAdd(l, address(s.Network(i))); err != nil {
+			return fmt.Errorf("address %s: %w", s.Network(i), err)
 		}
-		if err := h.NeighSet(neighbour(index, Gateway(a), s.HostMAC)); err != nil {
-			return fmt.Errorf("neighbour %s: %w", Gateway(a), err)
+		if s.Bridge == nil {
+			if err := h.NeighSet(neighbour(index, s.Gateway(i), s.HostMAC)); err != nil {
+				return fmt.Errorf("neighbour %s: %w", s.Gateway(i), err)
+			}
 		}
-		if err := h.RouteAdd(podRoute(index, a)); err != nil {
-			return fmt.Errorf("default route by %s: %w", Gateway(a), err)
+		if err := h.RouteAdd(s.podRoute(index, i)); err != nil {
+			return fmt.Errorf("default route by %s: %w", s.Gateway(i), err)
 		}
 	}
 	return nil
@@ -156,6 +179,23 @@ func Delete(s Spec) error {
 	return nil
 }
 
+// Possible says why no veth pair can be made, as an error: a kernel without them, or a caller who may not (CAP_NET_ADMIN). It makes none: it
+// asks for one with an MTU that none has, which the kernel refuses (EINVAL) only if it would have made another.
+func Possible() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = Prefix+"-none", 1
+	pair := netlink.NewVeth(attrs)
+	pair.PeerName = attrs.Name + "2"
+	switch err := netlink.LinkAdd(pair); {
+	case errors.Is(err, unix.EINVAL):
+		return nil
+	case err == nil:
+		return netlink.LinkDel(pair)
+	default:
+		return err
+	}
+}
+
 // Exists says whether there is a host end.
 func Exists(s Spec) (bool, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -167,7 +207,7 @@ func Exists(s Spec) (bool, error) {
 	return l != nil, err
 }
 
-// Hosts returns the names of all interfaces of the node that may be a host end.
+// Hosts returns the names of all interfaces of the node that are called as host ends are.
 func Hosts() (map[string]bool, error) {
 	links, err := whole(netlink.LinkList)
 	if err != nil {
@@ -175,7 +215,7 @@ func Hosts() (map[string]bool, error) {
 	}
 	names := map[string]bool{}
 	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Name, Prefix) {
+		if IsHost(l.Attrs().Name) {
 			names[l.Attrs().Name] = true
 		}
 	}
@@ -215,9 +255,9 @@ func missing(err error) bool {
 }
 
 // address is free of duplicate address detection, even where net.ipv6.conf.all.accept_dad asks for it: leases have no duplicates.
-func address(a netip.Addr) *netlink.Addr {
-	out := &netlink.Addr{IPNet: single(a)}
-	if a.Is6() {
+func address(p netip.Prefix) *netlink.Addr {
+	out := &netlink.Addr{IPNet: IPNet(p)}
+	if p.Addr().Is6() {
 		out.Flags = unix.IFA_F_NODAD
 	}
 	return out
@@ -236,10 +276,11 @@ func hostRoute(index int, a netip.Addr) *netlink.Route {
 	return &netlink.Route{LinkIndex: index, Dst: single(a), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_STATIC}
 }
 
-// podRoute is onlink, since no route of the pod covers the gateway.
-func podRoute(index int, a netip.Addr) *netlink.Route {
-	return &netlink.Route{
-		LinkIndex: index, Dst: IPNet(Default(a)), Gw: Gateway(a).AsSlice(),
-		Flags: int(netlink.FLAG_ONLINK), Protocol: unix.RTPROT_STATIC,
+// podRoute is the default route of the i-th address's family. In routed mode it is onlink, since no route of the pod covers the gateway.
+func (s Spec) podRoute(index, i int) *netlink.Route {
+	r := &netlink.Route{LinkIndex: index, Dst: IPNet(Default(s.Addrs[i])), Gw: s.Gateway(i).AsSlice(), Protocol: unix.RTPROT_STATIC}
+	if s.Bridge == nil {
+		r.Flags = int(netlink.FLAG_ONLINK)
 	}
+	return r
 }

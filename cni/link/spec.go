@@ -1,6 +1,7 @@
-// Package link makes, checks and removes what connects a pod to its node in routed mode: a veth pair, the pod's addresses as /32
-// and /128, a default route by a gateway that no interface has, and a route per address on the node. It does not choose
-// addresses, and knows nothing of configurations.
+// Package link makes, checks and removes what connects a pod to its node: a veth pair, with the pod's addresses at one end. In routed
+// mode these are /32 and /128, with a default route by a gateway that no interface has, and there is a route per address on the node. In
+// bridge mode the node's end is a port of a bridge (bridge.go), which is the pod's gateway. Link does not choose addresses, and knows
+// nothing of configurations.
 package link
 
 import (
@@ -9,10 +10,20 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Prefix begins the name of every host end.
 const Prefix = "rw"
+
+// digits is how many of them follow.
+const digits = 8
+
+// IsHost says whether an interface of the name may be a host end.
+func IsHost(name string) bool {
+	hash, ours := strings.CutPrefix(name, Prefix)
+	return ours && len(hash) == digits && strings.Trim(hash, "0123456789abcdef") == ""
+}
 
 // aliasMax is the longest alias that the kernel takes: IFALIASZ less the final zero.
 const aliasMax = 255
@@ -37,6 +48,8 @@ type Spec struct {
 	MTU int
 	// Addrs are the pod's addresses, at most one a family.
 	Addrs []netip.Addr
+	// Bridge is what the host end is a port of; nil in routed mode.
+	Bridge *Bridge
 }
 
 // New returns what connects the interface of that name in a container. Names and MACs are a hash of the two, so that everything that
@@ -44,7 +57,7 @@ type Spec struct {
 func New(container, ifname, alias string, mtu int, addrs []netip.Addr) Spec {
 	sum := sha256.Sum256([]byte(container + "\x00" + ifname))
 	return Spec{
-		Host:    Prefix + hex.EncodeToString(sum[:4]),
+		Host:    Prefix + hex.EncodeToString(sum[:digits/2]),
 		Pod:     ifname,
 		Alias:   alias[:min(len(alias), aliasMax)],
 		HostMAC: mac(sum[4:10]),
@@ -61,12 +74,34 @@ func mac(b []byte) net.HardwareAddr {
 	return m
 }
 
-// Gateway returns what the pod's default route of the address's family leads by.
-func Gateway(a netip.Addr) netip.Addr {
-	if a.Is4() {
-		return gateway4
+// Network returns the pod's i-th address with the length of what it reaches without a gateway.
+func (s Spec) Network(i int) netip.Prefix {
+	a := s.Addrs[i]
+	if s.Bridge != nil {
+		return netip.PrefixFrom(a, s.Bridge.Gateways[i].Bits())
 	}
-	return gateway6
+	return netip.PrefixFrom(a, a.BitLen())
+}
+
+// Networks returns all of them.
+func (s Spec) Networks() []netip.Prefix {
+	var out []netip.Prefix
+	for i := range s.Addrs {
+		out = append(out, s.Network(i))
+	}
+	return out
+}
+
+// Gateway returns what the pod's default route leads by, of the family of its i-th address.
+func (s Spec) Gateway(i int) netip.Addr {
+	switch {
+	case s.Bridge != nil:
+		return s.Bridge.Gateways[i].Addr()
+	case s.Addrs[i].Is4():
+		return gateway4
+	default:
+		return gateway6
+	}
 }
 
 // Default returns the default route's destination of the address's family.

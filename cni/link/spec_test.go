@@ -17,6 +17,9 @@ func TestNew(t *testing.T) {
 			t.Errorf("%v: the name %s is that of %s", of, s.Host, other)
 		}
 		names[s.Host] = of[0]
+		if !IsHost(s.Host) || IsHost(s.Host+"0") || IsHost(s.Host[1:]) || IsHost("rwabcdefgh") {
+			t.Errorf("%s is a host end's name, and what is like it is not", s.Host)
+		}
 		for _, mac := range []string{s.HostMAC.String(), s.PodMAC.String()} {
 			if !strings.ContainsRune("26ae", rune(mac[1])) {
 				t.Errorf("%v: %s is not unicast and locally administered", of, mac)

@@ -30,8 +30,9 @@ func hostSysctls(name string, ipv6 bool) []sysctl {
 	if ipv6 {
 		out = append(out,
 			sysctl{"ipv6/conf/" + name + "/disable_ipv6", "0"},
-			// Duplicate address detection holds an address back for a second or two, and there are two on this link.
-			sysctl{"ipv6/conf/" + name + "/accept_dad", "0"},
+			// No address of its own, which nobody speaks to. With one, the kernel needs a second rcu_barrier to take the interface away, and a DEL
+			// twice as long (IN6_ADDR_GEN_MODE_NONE; netdev_wait_allrefs_any).
+			sysctl{"ipv6/conf/" + name + "/addr_gen_mode", "1"},
 			// A pod does not tell the node its routers (CVE-2020-10749).
 			sysctl{"ipv6/conf/" + name + "/accept_ra", "0"},
 		)
@@ -43,6 +44,7 @@ func hostSysctls(name string, ipv6 bool) []sysctl {
 func podSysctls(name string) []sysctl {
 	return []sysctl{
 		{"ipv6/conf/" + name + "/disable_ipv6", "0"},
+		// Duplicate address detection holds an address back for a second or two, and the node's end has none.
 		{"ipv6/conf/" + name + "/accept_dad", "0"},
 		{"ipv6/conf/" + name + "/accept_ra", "0"},
 	}
@@ -60,6 +62,21 @@ func write(all []sysctl) error {
 func read(path string) (string, error) {
 	b, err := os.ReadFile(sysctls + path)
 	return string(bytes.TrimSpace(b)), err
+}
+
+func localnet(host string) string { return "ipv4/conf/" + host + "/route_localnet" }
+
+// OpenLocalnet lets packets from and to 127.0.0.0/8 pass an interface of the node, as those of ports of 127.0.0.1 have to. Whoever else may
+// send such packets has to be kept off before.
+func OpenLocalnet(host string) error { return write([]sysctl{{localnet(host), "1"}}) }
+
+// CheckLocalnet says that they do not pass, as an error.
+func CheckLocalnet(host string) error {
+	v, err := read(localnet(host))
+	if err == nil && v != "1" {
+		err = fmt.Errorf("%s%s is %s: ports of 127.0.0.1 do not lead there", sysctls, localnet(host), v)
+	}
+	return err
 }
 
 const (

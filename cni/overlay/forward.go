@@ -73,3 +73,37 @@ func (c *changer) keepAdvertised() {
 		}
 	}
 }
+
+// Loosen has the links that have a node's own addresses take packets that come for it from other nodes' pods, and returns how many things it
+// had to change. They come without the tunnel, and replies go by the tunnel: a strict rp_filter would drop them (RFC 3704; some distributions
+// ask for one). What is off stays off, and IPv6 knows no such thing.
+func Loosen(node []netip.Addr) (changes int, err error) {
+	c := &changer{}
+	addrs, err := list(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+	c.ok("addresses", err)
+	for _, have := range addrs {
+		a, _ := netip.AddrFromSlice(have.IP)
+		if !slices.Contains(node, a.Unmap()) {
+			continue
+		}
+		link, err := netlink.LinkByIndex(have.LinkIndex)
+		if err != nil { // it is gone
+			continue
+		}
+		name := "ipv4/conf/" + link.Attrs().Name + "/rp_filter"
+		if largest(name, "ipv4/conf/all/rp_filter") == "1" { // the larger of the two counts
+			c.do(name, func() error { return sysctl(name, "2") })
+		}
+	}
+	return c.changes, errors.Join(c.errs...)
+}
+
+// largest returns the largest value of sysctls, each of one digit.
+func largest(names ...string) (most string) {
+	for _, n := range names {
+		if value, err := os.ReadFile("/proc/sys/net/" + n); err == nil {
+			most = max(most, strings.TrimSpace(string(value)))
+		}
+	}
+	return most
+}

@@ -78,8 +78,8 @@ func (x *Keeper) watch(ctx context.Context, doubt func()) {
 	}
 }
 
-// podLink is what the CNI plugin calls the node's ends of pods' links.
-var podLink = regexp.MustCompile("^rw[0-9a-f]{8}$")
+// podLink is what the CNI plugin calls the node's ends of pods' links, and the interfaces by which it limits what they send.
+var podLink = regexp.MustCompile("^r[wi][0-9a-f]{8}$")
 
 // The following report whether what the kernel tells is a reason to list what it has: not where it tells that it has what it is to have,
 // which is what it tells of each change of ours. What it told of a plan of before, which is read late, may be taken for one.

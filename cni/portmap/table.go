@@ -50,7 +50,14 @@ func Add(o Owner, mappings []Mapping, pods []netip.Prefix, localhost bool) error
 }
 
 // Delete ends all mappings of o. None is no error.
-func Delete(o Owner) error {
+func Delete(o Owner) error { return remove(o, func(netip.Addr) bool { return true }) }
+
+// DeleteTo ends the mappings of o that lead to an address. None is no error.
+func DeleteTo(o Owner, pod netip.Addr) error {
+	return remove(o, func(a netip.Addr) bool { return a == pod })
+}
+
+func remove(o Owner, to func(netip.Addr) bool) error {
 	if o.validate() != nil {
 		return nil // Add has refused it, too
 	}
@@ -70,7 +77,7 @@ func Delete(o Owner) error {
 			if held, err = c.read(f); err != nil {
 				break
 			}
-			held = slices.DeleteFunc(held, func(e element) bool { return e.owner != o })
+			held = slices.DeleteFunc(held, func(e element) bool { return e.owner != o || !to(e.pod(f)) })
 			if len(held) == 0 {
 				break
 			}
@@ -99,6 +106,21 @@ func List() ([]Entry, error) {
 		list = append(list, entries(f, held)...)
 	}
 	return list, nil
+}
+
+// Possible says why there can be no mappings, as an error: a kernel without nftables, or a caller who may not use it (CAP_NET_ADMIN).
+func Possible() error {
+	c, err := open()
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	for _, f := range families {
+		if _, err := c.ListTablesOfFamily(f.id); err != nil {
+			return fmt.Errorf("nftables: %w", err)
+		}
+	}
+	return nil
 }
 
 // Check returns ErrMissing if what Add does with the same arguments is not there, rules included.

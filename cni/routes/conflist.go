@@ -36,10 +36,12 @@ func (r *Routes) conflist(v view, mtu int) ([]byte, error) {
 		MTU          int             `json:"mtu"`
 		Ranges       []string        `json:"ranges"`
 		DataDir      string          `json:"dataDir,omitempty"`
+		Localhost    bool            `json:"localhostPorts,omitempty"`
+		Masquerade   bool            `json:"masquerade,omitempty"`
 		Capabilities map[string]bool `json:"capabilities"` // what the runtime passes on of what pods ask for
 	}
 	p := plugin{
-		Type: "ropewalk-cni", Mode: "routed", MTU: mtu, DataDir: r.config.DataDir,
+		Type: "ropewalk-cni", Mode: "routed", MTU: mtu, DataDir: r.config.DataDir, Localhost: r.config.LocalhostPorts, Masquerade: r.config.Masquerade,
 		Capabilities: map[string]bool{"portMappings": true},
 	}
 	for _, c := range v.self.PodCIDRs {

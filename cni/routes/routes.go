@@ -41,6 +41,10 @@ type Config struct {
 	InsideFile string
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
+	// LocalhostPorts has the plugin lead ports of 127.0.0.1 to pods, too.
+	LocalhostPorts bool
+	// Patience is for how long something of this node's network has to be missing before the plugin says so to the runtime; 0 is a minute.
+	Patience time.Duration
 	// Log is slog.Default() if nil.
 	Log *slog.Logger
 	// Registerer takes the metrics, ropewalk_routes_*; nil for none.
@@ -71,7 +75,8 @@ type Routes struct {
 	// What follows is for Run alone.
 	keeper  overlay.Keeper
 	tables  masquerade.Tables
-	looked  time.Time // when the kernel was last looked at; zero if that is to be done again
+	looked  time.Time    // when the kernel was last looked at; zero if that is to be done again
+	self    overlay.Node // as of the last view
 	planner overlay.Planner
 	plan    overlay.Plan
 	wrong   error // with nodes
@@ -80,6 +85,7 @@ type Routes struct {
 	mtu     int                 // as of the last look
 	near    map[netip.Addr]bool // which are on a link, as of the last look
 	removed bool                // the masquerading of an earlier process
+	limit   limit
 }
 
 type counts struct{ nodes, routes int }
@@ -129,6 +135,9 @@ func New(c Config) (*Routes, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.Patience == 0 {
+		c.Patience = patience
 	}
 	r := &Routes{config: c, kick: make(chan struct{}, 1), ready: errors.New("not all nodes have been heard of yet"), near: map[netip.Addr]bool{}, whole: true, changed: map[cluster.Key]bool{}}
 	r.nodes = objects[overlay.Node]{equal: overlay.Node.Equal, all: map[cluster.Key]overlay.Node{}}
@@ -190,6 +199,20 @@ func (r *Routes) Ready() error {
 	return r.ready
 }
 
+// Ranges returns the node's podCIDRs; none before they are known.
+func (r *Routes) Ranges() (ranges []netip.Prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.nodes.all {
+		if n.Name == r.config.NodeName {
+			for _, c := range n.PodCIDRs {
+				ranges = append(ranges, c.Masked())
+			}
+		}
+	}
+	return ranges
+}
+
 const (
 	// pause is the shortest time from one change of the kernel, or look at it, to the next. Where they take long it is share times what the
 	// last one took, pauseMost at most: some other program may change routes all the time.
@@ -205,8 +228,8 @@ const (
 
 // Run keeps the kernel right until ctx ends. What is in the kernel stays there: pods go on to talk to each other.
 //
-// All that the kernel has is looked at in the beginning, after an error, each minute, and when the kernel tells what is not as it is to be, or
-// may not have told all. A change of the cluster has that sent which is different, and nothing looked at.
+// All that the kernel has is looked at in the beginning, after an error, each minute, when this node has changed, and when the kernel tells what is not
+// as it is to be, or may not have told all. A change of the cluster has that sent which is different, and nothing looked at.
 func (r *Routes) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -215,6 +238,9 @@ func (r *Routes) Run(ctx context.Context) error {
 	wg.Go(func() { r.keeper.Watch(ctx, func() { r.doubt(); began() }) })
 	if err := r.sweep(); err != nil {
 		r.config.Log.Warn("what an earlier process may have left stays", "error", err)
+	}
+	if err := r.forget(); err != nil {
+		r.config.Log.Warn("what an earlier process has told the plugin stays", "error", err)
 	}
 	select {
 	case <-watching:
@@ -329,8 +355,8 @@ func (r *Routes) sync() error {
 func (r *Routes) put(v view) error {
 	r.behind = r.behind || v.changed == nil
 	begun := time.Now()
-	if r.doubted.Swap(false) {
-		r.looked = time.Time{}
+	if r.doubted.Swap(false) || !r.self.Equal(v.self) {
+		r.looked, r.self = time.Time{}, v.self
 	}
 	now := begun.Sub(r.looked) >= look
 	if now {
@@ -346,7 +372,7 @@ func (r *Routes) put(v view) error {
 	if r.plan.Routes == nil || r.config.Mode == overlay.VXLAN && r.plan.Tunnel == nil {
 		return err
 	}
-	forwarding, err2 := overlay.Forward(v.self.PodCIDRs)
+	forwarding, err2 := forward(v.self, r.plan, now)
 	r.metrics.changes.Add(float64(forwarding + n))
 	switch err = errors.Join(err2, err); {
 	case err != nil:
@@ -355,7 +381,18 @@ func (r *Routes) put(v view) error {
 	case now:
 		r.looked = begun
 	}
-	return errors.Join(err, r.masquerade(v, now), r.announce(v, kernel.MTU))
+	err = errors.Join(err, r.masquerade(v, now))
+	return errors.Join(err, r.limited(missing(err, r.plan, kernel.Device)), r.announce(v, kernel.MTU))
+}
+
+// forward has the kernel let packets of pods through. Which links have the node's addresses is looked at with look only.
+func forward(self overlay.Node, plan overlay.Plan, look bool) (changes int, err error) {
+	changes, err = overlay.Forward(self.PodCIDRs)
+	if plan.Tunnel == nil || !look {
+		return changes, err
+	}
+	n, err2 := overlay.Loosen(self.Addrs)
+	return changes + n, errors.Join(err, err2)
 }
 
 // lead has the kernel lead packets to nodes: to those that have changed where that is all there is to do.

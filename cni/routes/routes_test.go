@@ -59,7 +59,10 @@ func start(t *testing.T, c Config, nodes ...*cluster.Node) *rig {
 	if c.ConfDir == "" {
 		c.ConfDir = filepath.Join(t.TempDir(), "net.d")
 	}
-	c.NodeName, c.DataDir, c.Log = "n1", "/run/ropewalk", slog.New(slog.NewTextHandler(t.Output(), nil))
+	if c.DataDir == "" {
+		c.DataDir = "/run/ropewalk"
+	}
+	c.NodeName, c.Log = "n1", slog.New(slog.NewTextHandler(t.Output(), nil))
 	routes, err := New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +125,7 @@ func TestRun(t *testing.T) {
 	}
 	without := node("n1", nil, []string{clusternet.Node4, clusternet.Node6})
 	inside := filepath.Join(t.TempDir(), "config")
-	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: inside}, without, second)
+	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: inside, LocalhostPorts: true}, without, second)
 	for _, a := range []string{clusternet.Far4, clusternet.Far6} {
 		clusternet.Serve(t, clusternet.Far, net.JoinHostPort(a, "80"))
 	}
@@ -182,7 +185,7 @@ func TestRun(t *testing.T) {
 	given["cniVersion"], given["name"] = conf.CNIVersion, "ropewalk"
 	if stdin, err := json.Marshal(given); err != nil {
 		t.Error(err)
-	} else if c, err := cni.ParseConfig(stdin); err != nil || c.MTU != p.MTU || len(c.Ranges) != 2 {
+	} else if c, err := cni.ParseConfig(stdin, ""); err != nil || c.MTU != p.MTU || len(c.Pools) != 2 || !c.LocalhostPorts || !c.TakesPorts {
 		t.Errorf("the plugin makes %+v of it, %v", c, err)
 	}
 	netns.Batch(t, "", "route del "+clusternet.FarCIDR4+"\nroute del "+clusternet.FarCIDR6+"\n")

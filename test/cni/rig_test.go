@@ -309,13 +309,17 @@ func talk(t testing.TB, from, network, to string, n int) (netip.Addr, error) {
 }
 
 func echo(network, to string, n int) (netip.Addr, error) {
-	c, err := net.DialTimeout(network, to, 5*time.Second)
+	return echoWithin(5*time.Second, network, to, n)
+}
+
+func echoWithin(patience time.Duration, network, to string, n int) (netip.Addr, error) {
+	c, err := net.DialTimeout(network, to, patience)
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	defer c.Close()
 	local := netip.MustParseAddrPort(c.LocalAddr().String()).Addr()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	sent, got := bytes.Repeat([]byte("rope"), n/4+1)[:n], make([]byte, n)
 	if _, err := c.Write(sent); err != nil {
 		return local, err

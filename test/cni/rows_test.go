@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -24,8 +25,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	plugin "github.com/ropewalk-net/ropewalk/cni"
+	"github.com/ropewalk-net/ropewalk/cni/collect"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
+	"github.com/ropewalk-net/ropewalk/cni/limited"
+	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
@@ -61,7 +64,7 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := state(t)
-	prev := map[string]any{"cniVersion": "1.1.0", "interfaces": []any{}, "ips": []any{}}
+	prev := map[string]any{"cniVersion": "1.1.0", "interfaces": []any{map[string]any{"name": ifname, "sandbox": "/run/netns/pod"}}}
 	for _, c := range []struct {
 		what string
 		env  map[string]string
@@ -82,9 +85,9 @@ func TestErrors(t *testing.T) {
 		{"leases on a file", nil, map[string]any{"dataDir": plain}, 5, plain},
 		{"ranges", nil, map[string]any{"ranges": 4}, 6, "ranges"},
 		{"no ranges", nil, map[string]any{"ranges": nil}, 7, "podCIDR"},
-		{"mode", nil, map[string]any{"mode": "ringed"}, 7, `"ringed"; there is "routed"`},
+		{"mode", nil, map[string]any{"mode": "ringed"}, 7, `"ringed"; there are "routed" and "bridge"`},
 		{"wanted elsewhere", map[string]string{"CNI_ARGS": "IP=192.0.2.9"}, nil, 7, "192.0.2.9"},
-		{"chained", nil, map[string]any{"prevResult": prev}, 7, "first"},
+		{"another's interface", nil, map[string]any{"prevResult": prev}, 7, ifname},
 		{"interface exists", map[string]string{"CNI_NETNS": "/run/netns/taken"}, nil, 101, ifname},
 		{"wanted but reserved", map[string]string{"CNI_ARGS": "IP=10.244.0.0"}, nil, 7, "10.244.0.0"},
 	} {
@@ -118,8 +121,12 @@ func TestTraffic(t *testing.T) {
 	if !enter(t) {
 		return
 	}
-	r := newRig(t)
-	all := map[string][]string{"": {node4, node6}, "a": r.mustAdd("a"), "b": r.mustAdd("b")}
+	traffic(t, newRig(t), node4, node6)
+}
+
+// traffic is between two pods and the node, which has the addresses for its pods.
+func traffic(t *testing.T, r *rig, node ...string) {
+	all := map[string][]string{"": node, "a": r.mustAdd("a"), "b": r.mustAdd("b")}
 	for name := range all {
 		serve(t, name)
 	}
@@ -253,6 +260,9 @@ func TestResult(t *testing.T) {
 	if got := run(t, r.command(e, nil)); got.exit != 0 {
 		t.Errorf("names as long as they may be: %v", got.Error.Error())
 	}
+	if out := netns.Run(t, "ip", "addr", "show", "dev", host.Name); strings.Contains(out, "inet") {
+		t.Errorf("the node's end has an address: %s", out)
+	}
 	for _, where := range [][]string{{"addr", "show", "dev", host.Name}, {"-n", "a", "addr", "show", "dev", ifname}} {
 		if out := netns.Run(t, "ip", where...); strings.Contains(out, "tentative") || !strings.Contains(out, "LOWER_UP") {
 			t.Errorf("not ready: %s", out)
@@ -330,7 +340,7 @@ func TestFailedAdd(t *testing.T) {
 			}
 			defer s.Close()
 			for _, other := range []string{"x", "y"} {
-				if _, err := s.Allocate(ipam.Owner{Container: other, Interface: ifname}, []netip.Prefix{netip.MustParsePrefix("fd00:244::/126")}, nil); err != nil {
+				if _, err := s.Allocate(ipam.Owner{Container: other, Interface: ifname}, []ipam.Pool{{ipam.Whole(netip.MustParsePrefix("fd00:244::/126"))}}, nil); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -376,6 +386,27 @@ func TestFailedAdd(t *testing.T) {
 			t.Errorf("%s: DEL: %v", c.what, err)
 		}
 	}
+}
+
+// TestDeaf holds that nothing is left of an ADD whose runtime is gone when there is a result.
+func TestDeaf(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.pod("a")
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	_ = reader.Close()
+	cmd := r.command(env("ADD", "a"), nil)
+	cmd.Stdout = writer
+	if err := cmd.Run(); err == nil {
+		t.Error("it succeeds")
+	}
+	r.empty("afterwards")
 }
 
 // TestForeign holds that an interface of somebody else's that has the name is neither used nor removed, by a failed ADD and the DEL that follows.
@@ -486,10 +517,14 @@ func TestCheck(t *testing.T) {
 	for i, c := range []struct{ damage, says string }{
 		{"", ""},
 		{"ip link del HOST", "is missing"},
+		{"ip link del HOST; ip link add HOST address HOSTMAC up type bridge", "is a bridge"},
 		{"ip link set HOST down", "down"},
 		{"ip route del V4 dev HOST", "route to V4 is missing"},
 		{"ip -6 route del V6 dev HOST", "route to V6 is missing"},
 		{"ip neigh del V4 dev HOST", "neighbour V4"},
+		{"ip neigh replace V4 lladdr 02:00:00:00:00:01 nud permanent dev HOST", "neighbour V4"},
+		{"ip neigh replace V4 lladdr PODMAC nud reachable dev HOST", "neighbour V4"},
+		{"ip -n POD neigh replace fe80::1 lladdr 02:00:00:00:00:01 nud permanent dev eth0", "neighbour fe80::1"},
 		{"ip -6 neigh del V6 dev HOST", "neighbour V6"},
 		{"ip -n POD link set eth0 down", "down"},
 		{"ip -n POD link set eth0 address 02:00:00:00:00:01", "MAC"},
@@ -510,20 +545,26 @@ func TestCheck(t *testing.T) {
 			t.Fatal(err)
 		}
 		a := addresses(res)
-		fill := strings.NewReplacer("HOST", res.Interfaces[0].Name, "POD", name, "V4", a[0], "V6", a[1])
+		fill := strings.NewReplacer("HOSTMAC", res.Interfaces[0].Mac, "HOST", res.Interfaces[0].Name, "PODMAC", res.Interfaces[1].Mac, "POD", name, "V4", a[0], "V6", a[1])
 		if c.damage == "" {
 			if err := r.check(name); err != nil {
 				t.Error(err)
 			}
 			continue
 		}
-		cmd := strings.Fields(fill.Replace(c.damage))
-		netns.Run(t, cmd[0], cmd[1:]...)
+		for _, line := range strings.Split(fill.Replace(c.damage), "; ") {
+			cmd := strings.Fields(line)
+			netns.Run(t, cmd[0], cmd[1:]...)
+		}
 		if err := r.check(name); code(err) != 104 || !strings.Contains(err.Error(), fill.Replace(c.says)) {
 			t.Errorf("%s: %v", c.damage, err)
 		}
 	}
 	r.mustAdd("a")
+	prev := map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0", "ips": []any{map[string]any{"address": "10.244.0.1/32"}}}}
+	if got := run(t, r.command(env("CHECK", "a"), prev)); got.Code != 104 || !strings.Contains(got.Details, "not in prevResult") {
+		t.Errorf("another prevResult: %v", got.Error.Error())
+	}
 	s, err := ipam.Open(r.dir)
 	if err != nil {
 		t.Fatal(err)
@@ -536,12 +577,52 @@ func TestCheck(t *testing.T) {
 		t.Errorf("without its lease: %v", err)
 	}
 	r.pod("never")
-	prev := map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0"}}
 	if got := run(t, r.command(env("CHECK", "never"), prev)); got.Code != 3 {
 		t.Errorf("what was never added: %v", got.Error.Error())
 	}
 	if got := run(t, r.command(env("CHECK", "p0"), nil)); got.Code != 7 {
 		t.Errorf("without prevResult: %v", got.Error.Error())
+	}
+}
+
+// TestCheckMasquerade holds that CHECK finds out that packets would leave the cluster with a pod's address, where the configuration says that
+// they must not.
+func TestCheckMasquerade(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	r := newRig(t)
+	r.mustAdd("a")
+	r.conf["masquerade"] = true
+	apply := func(pods ...string) {
+		t.Helper()
+		c := masquerade.Config{}
+		for _, p := range pods {
+			c.Pods = append(c.Pods, netip.MustParsePrefix(p))
+		}
+		if _, err := new(masquerade.Tables).Apply(c, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		what   string
+		damage func()
+		says   string
+	}{
+		{"all is there", func() { apply(range4, range6, "10.9.0.0/16") }, ""},
+		{"other pods", func() { apply("10.243.0.0/16", "10.245.0.0/16", range6) }, "10.244.0.2"},
+		{"one family", func() { apply(range4) }, "fd00:244::2"},
+		{"no rule", func() {
+			apply(range4, range6)
+			netns.Run(t, "nft", "flush", "chain", "ip6", masquerade.Table, "postrouting")
+		}, "no rule"},
+		{"nothing", func() { netns.Run(t, "nft", "flush", "ruleset") }, "no rule"},
+	} {
+		c.damage()
+		if err := r.check("a"); c.says == "" && err != nil || c.says != "" && (code(err) != 104 || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%s: %v", c.what, err)
+		}
 	}
 }
 
@@ -646,9 +727,76 @@ func TestStatus(t *testing.T) {
 	if err := status(); code(err) != 51 {
 		t.Errorf("without forwarding: %v", err)
 	}
+	netns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	if err := limited.Write(r.dir, "no tunnel"); err != nil {
+		t.Fatal(err)
+	}
+	if err := status(); code(err) != 51 || !strings.Contains(err.Error(), "no tunnel") {
+		t.Errorf("where the daemon lacks something: %v", err)
+	}
+	if err := limited.Clear(r.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := status(); err != nil {
+		t.Error(err)
+	}
 	r.conf["ranges"] = []string{}
 	if err := status(); code(err) != 50 {
 		t.Errorf("without podCIDRs: %v", err)
+	}
+	r.conf["ranges"] = []string{range4, range6}
+	netns.Tmpfs(t, "/proc/sys/net", map[string]string{"/proc/sys/net/ipv4/ip_forward": "1"}) // as a kernel that was started with ipv6.disable=1
+	if err := status(); code(err) != 50 || !strings.Contains(err.Error(), "IPv6") {
+		t.Errorf("without IPv6 in the kernel: %v", err)
+	}
+	r.conf["ranges"] = []string{range4}
+	if err := status(); err != nil {
+		t.Errorf("of IPv4 alone: %v", err)
+	}
+}
+
+// TestStatusKernel holds that STATUS fails where the kernel lacks something, may not be asked for it, or where leases cannot be written, and
+// leaves nothing.
+func TestStatusKernel(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "strace")
+	netns.NeedCommand(t, "setpriv")
+	r := newRig(t)
+	before := netns.Run(t, "ip", "-br", "link")
+	readOnly := t.TempDir()
+	netns.Run(t, "mount", "-t", "tmpfs", "-o", "ro", "none", readOnly)
+	defer netns.Run(t, "umount", readOnly)
+	ports := map[string]any{"capabilities": map[string]bool{"portMappings": true}}
+	for _, c := range []struct {
+		what, under string
+		conf        map[string]any
+		code        uint
+		says        string
+	}{
+		{"all is there", "", ports, 0, ""},
+		{"no CAP_NET_ADMIN", "setpriv --bounding-set=-net_admin --inh-caps=-net_admin", nil, 50, "veth"},
+		{"no veth", "strace -f -qq -o /dev/null -e trace=sendto -e inject=sendto:error=EOPNOTSUPP", nil, 50, "veth"},
+		{"no nftables, and ports are passed on", "strace -f -qq -o /dev/null -e trace=sendmsg -e inject=sendmsg:error=EOPNOTSUPP", ports, 50, "nftables"},
+		{"no nftables, and ports are not passed on", "strace -f -qq -o /dev/null -e trace=sendmsg -e inject=sendmsg:error=EOPNOTSUPP", nil, 0, ""},
+		{"no place for leases", "", map[string]any{"dataDir": readOnly}, 50, "read-only"},
+	} {
+		cmd := r.command(env("STATUS", ""), c.conf)
+		if c.under != "" {
+			cmd.Args = append(strings.Fields(c.under), cmd.Path)
+			path, err := exec.LookPath(cmd.Args[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Path = path
+		}
+		if got := run(t, cmd); got.Code != c.code || (got.exit == 0) != (c.code == 0) || !strings.Contains(got.Error.Error(), c.says) {
+			t.Errorf("%s: exit %d, code %d, %v", c.what, got.exit, got.Code, got.Error.Error())
+		}
+	}
+	if diff := cmp.Diff(before, netns.Run(t, "ip", "-br", "link")); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -661,8 +809,8 @@ func TestGC(t *testing.T) {
 		r.mustAdd(name)
 	}
 	netns.Run(t, "ip", "netns", "del", "c")
-	if got := run(t, r.command(env("GC", ""), nil)); got.Code != 7 || len(r.leases()) != 3 {
-		t.Errorf("without a list: %v", got.Error.Error())
+	if got := run(t, r.command(env("GC", ""), nil)); got.exit != 0 || len(r.leases()) != 3 { // c's is young
+		t.Errorf("without a list: %v, left are %v", got.Error.Error(), r.leases())
 	}
 	// libcni keeps a cache of its own and would send a DEL for each: the program is on its own here.
 	valid := map[string]any{"cni.dev/valid-attachments": []types.GCAttachment{{ContainerID: "b", IfName: ifname}}}
@@ -684,30 +832,122 @@ func TestGC(t *testing.T) {
 	r.empty("after a GC of all")
 }
 
-// TestCollect holds that leases of pods that are gone are freed after a while, without a list, and others are not.
+// TestGCErrors holds that a GC that cannot remove one attachment removes the others, and says which one is left.
+func TestGCErrors(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "strace")
+	r := newRig(t)
+	dead := []string{"dead1", "dead2", "dead3"}
+	for _, name := range append(dead, "alive") {
+		r.pod(name)
+	}
+	must(t, run(t, r.command(env("ADD", "alive"), nil)))
+	r.conf["cni.dev/valid-attachments"] = []types.GCAttachment{{ContainerID: "alive", IfName: ifname}}
+	failed := 0
+	for n := 1; ; n++ {
+		for i, name := range dead {
+			ports := map[string]any{"portMappings": []any{map[string]any{"hostPort": 9090 + i, "containerPort": 8080}}}
+			must(t, run(t, r.command(env("ADD", name), map[string]any{"runtimeConfig": ports})))
+		}
+		exit, times, out := r.injectOutput("GC", fmt.Sprintf("sendto:error=EIO:when=%d", n))
+		left := r.leases()
+		left = slices.DeleteFunc(left, func(l ipam.Lease) bool { return l.Container == "alive" })
+		switch {
+		case exit == 0 && len(left) > 0:
+			t.Errorf("call %d: it succeeds, and leaves %v", n, left)
+		case exit == 1 && times < len(dead): // calls of each thread are counted by themselves
+			failed++
+			if len(left) == 0 || len(left) > times || strings.Count(out, "dead") != len(left) {
+				t.Errorf("call %d, %d failed: left are %v: %s", n, times, left, out)
+			}
+			for _, l := range left {
+				if !strings.Contains(out, l.Container) {
+					t.Errorf("call %d: %s is left, but not named: %s", n, l.Container, out)
+				}
+			}
+		}
+		must(t, run(t, r.command(env("GC", ""), nil)))
+		if l := r.leases(); len(l) != 1 || l[0].Container != "alive" {
+			t.Fatalf("call %d: the next GC leaves %v", n, l)
+		}
+		if l, err := portmap.List(); err != nil || len(l) > 0 {
+			t.Errorf("call %d: the next GC leaves ports: %v, %v", n, l, err)
+		}
+		if times == 0 {
+			break
+		}
+	}
+	if failed == 0 {
+		t.Error("GC has never failed")
+	}
+	serve(t, "alive")
+	if _, err := talk(t, "", "tcp", r.leases()[0].Addrs[0].String(), 10); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCollect holds that what pods leave that go without a DEL is freed after a while, without a list, and what others have is not.
 func TestCollect(t *testing.T) {
 	if !enter(t) {
 		return
 	}
 	r := newRig(t)
-	for _, name := range []string{"a", "b"} {
-		r.mustAdd(name)
+	ports := func(port int) map[string]any {
+		return map[string]any{"runtimeConfig": map[string]any{"portMappings": []any{map[string]any{"hostPort": port, "containerPort": 8080}}}}
 	}
-	netns.Run(t, "ip", "-n", "a", "link", "del", ifname) // as the kernel does some time after the namespace is gone
-	for _, c := range []struct {
-		grace time.Duration
-		freed int
-	}{{time.Hour, 0}, {0, 1}, {0, 0}} {
-		if freed, err := plugin.Collect(r.dir, c.grace); err != nil || freed != c.freed {
-			t.Errorf("after %v: %d are freed, %v", c.grace, freed, err)
+	names := []string{"before", "stays", "goes"}
+	for i, name := range names {
+		r.pod(name)
+		if got := run(t, r.command(env("ADD", name), ports(9000+i))); got.exit != 0 {
+			t.Fatal(got.Error.Error())
 		}
 	}
-	if l := r.leases(); len(l) != 1 || l[0].Container != "b" {
-		t.Errorf("left are %v", l)
+	serve(t, "stays")
+	// As the kernel does it some time after the namespace is gone, which here keeps the sockets of others.
+	netns.Run(t, "ip", "-n", "before", "link", "del", ifname)
+	c, err := collect.New(collect.Config{DataDir: r.dir, Grace: 90 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := r.check("b"); err != nil {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = c.Run(ctx) })
+	left := func() (names []string) {
+		owners := map[string]bool{}
+		for _, l := range r.leases() {
+			owners[l.Container] = true
+		}
+		list, err := portmap.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list {
+			owners[p.Owner.Container] = true
+		}
+		return slices.Sorted(maps.Keys(owners))
+	}
+	await := func(want ...string) {
+		t.Helper()
+		for begun := time.Now(); !slices.Equal(left(), want); time.Sleep(5 * time.Millisecond) {
+			if time.Since(begun) > 10*time.Second {
+				t.Fatalf("left are %v, not %v", left(), want)
+			}
+		}
+	}
+	await("goes", "stays")
+	netns.Run(t, "ip", "netns", "del", "goes")
+	await("stays")
+	if _, err := echo("tcp", net.JoinHostPort(node4, "9001"), 10); err != nil {
 		t.Error(err)
 	}
+	if err := r.del("stays"); err != nil {
+		t.Fatal(err)
+	}
+	r.empty("after all")
 }
 
 // TestStatic holds that a pod gets the addresses that it is to have, and that nobody else does.
@@ -803,6 +1043,142 @@ func TestPorts(t *testing.T) {
 	}
 }
 
+// TestLocalhostPorts holds that ports of 127.0.0.1 lead to pods where that is asked for, that no pod gets to the node's own 127.0.0.1 by it,
+// and that nothing is opened where it is not asked for.
+func TestLocalhostPorts(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	r := newRig(t)
+	ports := func(port int, hostIP string) map[string]any {
+		m := func(protocol string) any {
+			return map[string]any{"hostPort": port, "containerPort": 8080, "protocol": protocol, "hostIP": hostIP}
+		}
+		return map[string]any{"runtimeConfig": map[string]any{"portMappings": []any{m("tcp"), m("udp")}}}
+	}
+	at := func(hostIP string, port int) (failed error) {
+		for _, network := range []string{"tcp", "udp"} {
+			_, err := echo(network, net.JoinHostPort(hostIP, fmt.Sprint(port)), 100)
+			failed = errors.Join(failed, err)
+		}
+		return failed
+	}
+	opened := func() string {
+		return strings.Join(strings.Fields(netns.Run(t, "sh", "-c", "cat /proc/sys/net/ipv4/conf/*/route_localnet")), "")
+	}
+	r.pod("off")
+	if got := run(t, r.command(env("ADD", "off"), ports(9090, "127.0.0.1"))); got.Code != 2 || !strings.Contains(got.Error.Error(), "localhostPorts") {
+		t.Errorf("without the option: %v", got.Error.Error())
+	}
+	if got := run(t, r.command(env("ADD", "off"), ports(9090, ""))); got.exit != 0 {
+		t.Fatal(got.Error.Error())
+	}
+	serve(t, "off")
+	if err := at(node4, 9090); err != nil {
+		t.Error(err)
+	}
+	if err := at("127.0.0.1", 9090); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("without the option: %v", err)
+	}
+	r.conf["localhostPorts"] = true
+	r.mustAdd("portless")
+	if got := opened(); strings.Contains(got, "1") {
+		t.Errorf("route_localnet is %s, and nobody has asked for it", got)
+	}
+	added := map[string]answer{}
+	for i, name := range []string{"all", "own"} {
+		r.pod(name)
+		serve(t, name)
+		c := ports(9091+i, []string{"", "127.0.0.1"}[i])
+		got := run(t, r.command(env("ADD", name), c))
+		if added[name] = got; got.exit != 0 {
+			t.Fatal(got.Error.Error())
+		}
+		if err := at("127.0.0.1", 9091+i); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		c["prevResult"] = json.RawMessage(got.stdout)
+		if got := run(t, r.command(env("CHECK", name), c)); got.exit != 0 {
+			t.Errorf("%s: %v", name, got.Error.Error())
+		}
+		key := "net.ipv4.conf." + hostOf(t, added[name]) + ".route_localnet"
+		netns.Run(t, "sysctl", "-qw", key+"=0")
+		if got := run(t, r.command(env("CHECK", name), c)); got.Code != 104 || !strings.Contains(got.Error.Error(), "route_localnet") {
+			t.Errorf("%s: CHECK without route_localnet: %v", name, got.Error.Error())
+		}
+		netns.Run(t, "sysctl", "-qw", key+"=1")
+	}
+	if err := at(node4, 9091); err != nil {
+		t.Error(err)
+	}
+	if err := at(node4, 9092); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a port of 127.0.0.1 alone, at another address: %v", err)
+	}
+	if got := strings.Count(opened(), "1"); got != 2 {
+		t.Errorf("route_localnet is on at %d interfaces", got)
+	}
+	r.guarded("all")
+	for range 2 {
+		for name := range added {
+			if err := r.del(name); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := at("127.0.0.1", 9091); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("after DEL: %v", err)
+	}
+}
+
+// hostOf returns the host end of an attachment.
+func hostOf(t *testing.T, added answer) string {
+	t.Helper()
+	var res struct{ Interfaces []struct{ Name string } }
+	if err := json.Unmarshal([]byte(added.stdout), &res); err != nil || len(res.Interfaces) == 0 {
+		t.Fatalf("%v: %s", err, added.stdout)
+	}
+	return res.Interfaces[0].Name
+}
+
+// guarded holds that packets which a pod sends to 127.0.0.1 of the node get there without the guard only.
+func (r *rig) guarded(pod string) {
+	r.Helper()
+	node, err := net.ListenPacket("udp4", "0.0.0.0:9999")
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer node.Close()
+	netns.Run(r, "ip", "netns", "exec", pod, "sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1")
+	netns.Batch(r, pod, "addr del 127.0.0.1/8 dev lo\nroute add 127.0.0.1 via 169.254.1.1 dev eth0 onlink\n")
+	send := func(to, what string) {
+		in(r, pod, func() {
+			c, err := net.Dial("udp4", to+":9999")
+			if err == nil {
+				_, err = c.Write([]byte(what))
+				_ = c.Close()
+			}
+			if err != nil {
+				r.Error(err)
+			}
+		})
+	}
+	next := func(want string) {
+		r.Helper()
+		b := make([]byte, 100)
+		_ = node.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if n, _, err := node.ReadFrom(b); err != nil || string(b[:n]) != want {
+			r.Errorf("%q instead of %q gets to the node, %v", b[:n], want, err)
+		}
+	}
+	send("127.0.0.1", "forced")
+	send(node4, "plain")
+	next("plain")
+	netns.Run(r, "nft", "delete", "chain", "ip", "ropewalk-hostports", "guard")
+	send("127.0.0.1", "forced")
+	next("forced")
+}
+
 // TestConcurrent holds that 200 ADDs at a time give 200 addresses.
 func TestConcurrent(t *testing.T) {
 	if !enter(t) {
@@ -829,9 +1205,18 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	distinct := sorted(slices.Concat(got...))
-	if n := len(slices.Compact(distinct)); n != 2*pods {
-		t.Errorf("%d addresses", n)
+	for i, r := range []string{range4, range6} { // the order of the ranges
+		p, seen := netip.MustParsePrefix(r), map[netip.Addr]bool{}
+		for _, addrs := range got {
+			if len(addrs) != 2 {
+				t.Fatalf("a pod has %v", addrs)
+			}
+			a := netip.MustParseAddr(addrs[i])
+			if seen[a] || !p.Contains(a) {
+				t.Errorf("%s is of two pods, or not of %s", a, p)
+			}
+			seen[a] = true
+		}
 	}
 	for i := range pods {
 		wg.Go(func() {
@@ -850,11 +1235,24 @@ func TestEveryCall(t *testing.T) {
 	if !enter(t) {
 		return
 	}
+	everyCall(t, newRig(t), []injection{
+		{"ADD", "error=EIO", []string{"sendto", "recvfrom", "sendmsg", "write", "fdatasync"}},
+		{"ADD", "signal=KILL", []string{"sendto", "sendmsg"}},
+		{"DEL", "error=EIO", []string{"sendto", "sendmsg"}},
+		{"DEL", "signal=KILL", []string{"sendto", "sendmsg", "pwrite64"}},
+	})
+}
+
+// injection is what is done to system calls of a command, as strace has it.
+type injection struct {
+	command, how string
+	calls        []string
+}
+
+func everyCall(t *testing.T, r *rig, all []injection) {
 	netns.NeedCommand(t, "strace")
-	r := newRig(t)
 	ports := map[string]any{"portMappings": []any{map[string]any{"hostPort": 9090, "containerPort": 8080}}}
 	r.pod("a")
-	before := state(t)
 	must := func(command string, conf map[string]any) {
 		t.Helper()
 		if got := run(t, r.command(env(command, "a"), conf)); got.exit != 0 {
@@ -868,17 +1266,10 @@ func TestEveryCall(t *testing.T) {
 			t.Errorf("%s: the pod has\n%s", what, out)
 		}
 	}
-	must("ADD", nil) // turns forwarding on
+	must("ADD", nil) // turns forwarding on, and makes the bridge
 	must("DEL", nil)
-	for _, c := range []struct {
-		command, how string
-		calls        []string
-	}{
-		{"ADD", "error=EIO", []string{"sendto", "recvfrom", "sendmsg", "write", "fdatasync"}},
-		{"ADD", "signal=KILL", []string{"sendto", "sendmsg"}},
-		{"DEL", "error=EIO", []string{"sendto", "sendmsg"}},
-		{"DEL", "signal=KILL", []string{"sendto", "sendmsg", "pwrite64"}},
-	} {
+	before := state(t)
+	for _, c := range all {
 		for _, call := range c.calls {
 			if delete(r.conf, "runtimeConfig"); call == "sendmsg" { // by which ports are made
 				r.conf["runtimeConfig"] = ports
@@ -912,7 +1303,9 @@ func TestEveryCall(t *testing.T) {
 			}
 		}
 	}
-	if diff := cmp.Diff(before, state(t)); diff != "" {
+	// A bridge without ports is said to be down some time after the last has gone.
+	carrier := strings.NewReplacer(" linkdown", "", "NO-CARRIER,", "", ",LOWER_UP", "", "DOWN", "UP  ")
+	if diff := cmp.Diff(carrier.Replace(before), carrier.Replace(state(t))); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -920,6 +1313,13 @@ func TestEveryCall(t *testing.T) {
 // inject runs a command with something done to one of its system calls, as strace has it. It returns how it ended, and how many calls
 // that was done to.
 func (r *rig) inject(command, what string) (exit, times int) {
+	r.Helper()
+	exit, times, _ = r.injectOutput(command, what)
+	return exit, times
+}
+
+// injectOutput is inject, and returns what the program says, too.
+func (r *rig) injectOutput(command, what string) (exit, times int, said string) {
 	r.Helper()
 	trace := filepath.Join(r.TempDir(), "trace")
 	cmd := r.command(env(command, "a"), nil)
@@ -930,11 +1330,11 @@ func (r *rig) inject(command, what string) (exit, times int) {
 	}
 	cmd.Args = []string{"strace", "-f", "-qq", "-o", trace, "-e", "trace=" + call, "-e", "inject=" + call + ":" + how, cmd.Path}
 	cmd.Path = path
-	_ = cmd.Run()
+	answer, _ := cmd.Output()
 	exit = cmd.ProcessState.ExitCode()
 	out, err := os.ReadFile(trace)
 	if err != nil {
 		r.Fatal(err)
 	}
-	return exit, strings.Count(string(out), "INJECTED")
+	return exit, strings.Count(string(out), "INJECTED"), string(answer)
 }

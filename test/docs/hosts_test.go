@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cni/collect"
 	"github.com/ropewalk-net/ropewalk/cni/routes"
 	"github.com/ropewalk-net/ropewalk/hostsmgr"
 	"github.com/ropewalk-net/ropewalk/hostsmgr/hostsfile"
@@ -398,12 +399,15 @@ func TestMetrics(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range regexp.MustCompile("(?m)^\\| `(ropewalk_(?:hosts|nri|proxy|routes)_\\w+)`").FindAllSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile("(?m)^\\| `(ropewalk_(?:hosts|nri|proxy|routes|cni)_\\w+)`").FindAllSubmatch(text, -1) {
 			inDoc = append(inDoc, string(m[1]))
 		}
 	}
 	registry := &names{}
 	if _, err := routes.New(routes.Config{NodeName: "n", Registerer: registry}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := collect.New(collect.Config{Registerer: registry}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := proxy.New(proxy.Config{NodeName: "n", Registerer: registry}); err != nil {

@@ -24,7 +24,7 @@ func Enter(t *testing.T, addrs ...string) bool {
 		return true
 	}
 	Need(t, os.Geteuid() == 0, "network namespaces need root")
-	args := []string{"-test.run=^" + t.Name() + "$", "-test.v=" + fmt.Sprint(testing.Verbose()), "-test.count=1"}
+	args := []string{"-test.run=^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$", "-test.v=" + fmt.Sprint(testing.Verbose()), "-test.count=1"}
 	for _, a := range os.Args[1:] {
 		if !strings.HasPrefix(a, "-test.") { // the test's own flags
 			args = append(args, a)

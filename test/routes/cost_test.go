@@ -142,8 +142,17 @@ func (a *agent) write(name, content string) {
 	}
 }
 
-// cost is what passes between the program and the kernel.
-type cost struct{ sent, sentBytes, received, receivedBytes int }
+// cost is what passes between the program and the kernel, and how often all was listed.
+type cost struct{ sent, sentBytes, received, receivedBytes, looks int }
+
+// least returns the least of each. The program has other things to do, too, at times: a cost of every change is in all.
+func least(costs []cost) cost {
+	out := costs[0]
+	for _, c := range costs[1:] {
+		out = cost{min(out.sent, c.sent), min(out.sentBytes, c.sentBytes), min(out.received, c.received), min(out.receivedBytes, c.receivedBytes), min(out.looks, c.looks)}
+	}
+	return out
+}
 
 var (
 	call    = regexp.MustCompile(`^(\d+) +(\w+)\(\d+<NETLINK:`)
@@ -229,10 +238,9 @@ func (a *agent) measure(nodes int, change func()) cost {
 	if err != nil {
 		a.Fatal(err)
 	}
-	if looks := after["ropewalk_routes_looks_total"] - before["ropewalk_routes_looks_total"]; looks != 0 {
-		a.Errorf("%v looks", looks)
-	}
-	return count(string(b))
+	c := count(string(b))
+	c.looks = int(after["ropewalk_routes_looks_total"] - before["ropewalk_routes_looks_total"])
+	return c
 }
 
 // TestCost holds that a node which comes or goes costs the same netlink messages, and bytes of them, among 1,000 as among 10, and has nothing
@@ -245,18 +253,16 @@ func TestCost(t *testing.T) {
 				return
 			}
 			netns.NeedCommand(t, "strace")
-			// Else links get addresses, and routes to them, while it is counted.
-			if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			netns.Batch(t, "", "link add eth0 type veth peer name far\nlink set eth0 up\nlink set far up\naddr add 172.16.0.0/16 dev eth0\naddr add fd00:1::1000/64 dev eth0 nodad\nroute add default via 172.16.255.1\n")
-			for i := 0; strings.Count(netns.Run(t, "ip", "link"), "state UP") < 2 && i < 1000; i++ { // the kernel notices at its leisure, and tells
+			// Nothing is to happen to links while it is counted.
+			netns.Batch(t, "", "link add eth0 type veth peer name far\nlink set eth0 addrgenmode none\nlink set far addrgenmode none\nlink set eth0 up\nlink set far up\n")
+			for i := 0; strings.Count(netns.Run(t, "ip", "link"), "state UP") < 2 && i < 1000; i++ { // the kernel notices at its leisure
 				time.Sleep(10 * time.Millisecond)
 			}
+			netns.Batch(t, "", "addr add 172.16.0.0/16 dev eth0\naddr add fd00:1::1000/64 dev eth0 nodad\nroute add default via 172.16.255.1\n")
 			var costs [2][2]cost
 			for i, nodes := range []int{10, 1000} {
 				a := &agent{T: t, cluster: t.TempDir()}
-				a.args = append([]string{"routes", "--node-name", "n00000", "--manifests", a.cluster, "--conf-dir", t.TempDir()}, flags...)
+				a.args = append([]string{"routes", "--node-name", "n00000", "--manifests", a.cluster, "--conf-dir", t.TempDir(), "--data-dir", t.TempDir()}, flags...)
 				var all strings.Builder
 				for n := range nodes + 1 {
 					all.WriteString(node(n))
@@ -270,15 +276,17 @@ func TestCost(t *testing.T) {
 				if looks, changes := now["ropewalk_routes_looks_total"], now["ropewalk_routes_changes_total"]; looks != 1 || changes != 0 {
 					t.Errorf("%d nodes: another process has looked %v times and changed %v things", nodes, looks, changes)
 				}
-				costs[i] = [2]cost{
-					a.measure(nodes+1, func() { a.write("more.yaml", node(nodes+1)) }),
-					a.measure(nodes, func() { a.write("more.yaml", "") }),
+				var comes, goes []cost
+				for range 3 {
+					comes = append(comes, a.measure(nodes+1, func() { a.write("more.yaml", node(nodes+1)) }))
+					goes = append(goes, a.measure(nodes, func() { a.write("more.yaml", "") }))
 				}
+				costs[i] = [2]cost{least(comes), least(goes)}
 				a.stop()
 			}
 			t.Logf("a node comes, goes: %+v", costs[0])
 			for i, what := range []string{"comes", "goes"} {
-				if few, many := costs[0][i], costs[1][i]; few != many || few.sent == 0 || few.received == 0 {
+				if few, many := costs[0][i], costs[1][i]; few != many || few.sent == 0 || few.received == 0 || few.looks != 0 {
 					t.Errorf("a node %s: %+v among 10, %+v among 1,000", what, few, many)
 				}
 			}

@@ -113,8 +113,10 @@ func ratio(a, b float64) string {
 
 func (r Row[R]) budget() string {
 	switch {
-	case r.Most == 0:
+	case r.Most == 0 && r.Part == 0:
 		return ""
+	case r.Most == 0:
+		return fmt.Sprintf("ratio %g", r.Part)
 	case r.Part == 0:
 		return fmt.Sprintf("%g %s", r.Most, r.Unit)
 	}

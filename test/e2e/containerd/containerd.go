@@ -41,6 +41,8 @@ const patience = 30 * time.Second
 type Runtime struct {
 	// NRI is the socket for NRI plugins.
 	NRI string
+	// ConfDir is where CNI configurations are looked for, and BinDir where CNI plugins are.
+	ConfDir, BinDir string
 	cri.RuntimeServiceClient
 
 	dir    string
@@ -65,7 +67,8 @@ func Start(t *testing.T, handlers ...Handler) *Runtime {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	r := &Runtime{NRI: filepath.Join(dir, "nri.sock"), dir: dir, cgroup: "ropewalk-" + filepath.Base(dir)}
+	r := &Runtime{NRI: filepath.Join(dir, "nri.sock"), ConfDir: filepath.Join(dir, "net.d"), BinDir: filepath.Join(dir, "bin"),
+		dir: dir, cgroup: "ropewalk-" + filepath.Base(dir)}
 	bin := build(t)
 	config := filepath.Join(dir, "config.toml")
 	text := r.config()
@@ -120,10 +123,11 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
-  bin_dirs = [%[6]q]
-  conf_dir = %[6]q
+  bin_dirs = [%[8]q]
+  conf_dir = %[9]q
+  use_internal_loopback = true
 `, filepath.Join(r.dir, "root"), filepath.Join(r.dir, "state"), r.socket(), filepath.Join(r.dir, "ttrpc.sock"), r.NRI,
-		filepath.Join(r.dir, "none"), Image)
+		filepath.Join(r.dir, "none"), Image, r.BinDir, r.ConfDir)
 }
 
 // handler returns the part of the configuration that makes a runtime, as docs/hosts.md has it.
@@ -191,45 +195,60 @@ func (r *Runtime) connect(t *testing.T) {
 	}
 }
 
-// Pod is a pod on the test's network.
+// Pod is a pod that runs.
 type Pod struct {
 	r      *Runtime
 	id     string
 	config *cri.PodSandboxConfig
 }
 
-// Pod starts a pod. handler is the name of its runtime, empty for the default one.
+// Pod starts a pod on the test's network. handler is the name of its runtime, empty for the default one.
 func (r *Runtime) Pod(t *testing.T, handler, namespace, name, uid string, annotations map[string]string) *Pod {
 	t.Helper()
-	c := &cri.PodSandboxConfig{
+	c := r.sandbox(namespace, name, uid)
+	c.Annotations = annotations
+	c.Linux.SecurityContext.NamespaceOptions.Network = cri.NamespaceMode_NODE
+	p, err := r.run(t, handler, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// run starts a pod.
+func (r *Runtime) run(t *testing.T, handler string, c *cri.PodSandboxConfig) (*Pod, error) {
+	p, err := r.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: c, RuntimeHandler: handler})
+	if err != nil {
+		return nil, err
+	}
+	return &Pod{r: r, id: p.PodSandboxId, config: c}, nil
+}
+
+// sandbox is a pod with a network of its own.
+func (r *Runtime) sandbox(namespace, name, uid string) *cri.PodSandboxConfig {
+	return &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Namespace: namespace, Name: name, Uid: uid},
 		LogDirectory: filepath.Join(r.dir, "logs"),
-		Annotations:  annotations,
 		// What the kubelet says, too.
 		Labels: map[string]string{
 			"io.kubernetes.pod.namespace": namespace, "io.kubernetes.pod.name": name, "io.kubernetes.pod.uid": uid,
 		},
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent: "/" + r.cgroup,
-			SecurityContext: &cri.LinuxSandboxSecurityContext{
-				NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE},
-			},
+			CgroupParent:    "/" + r.cgroup,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{}},
 		},
 	}
-	p, err := r.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: c, RuntimeHandler: handler})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &Pod{r: r, id: p.PodSandboxId, config: c}
 }
 
-// Container starts a container with environment variables and mounts (paths on the host by paths in it), and returns its ID.
-func (p *Pod) Container(t *testing.T, name string, env, mounts map[string]string) (id string) {
+// Container starts a container with environment variables, mounts (paths on the host by paths in it), and arguments for the tool, and
+// returns its ID.
+func (p *Pod) Container(t *testing.T, name string, env, mounts map[string]string, args ...string) (id string) {
 	t.Helper()
 	c := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: name},
 		Image:    &cri.ImageSpec{Image: Image},
 		LogPath:  name + ".log",
+		Args:     args,
 		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
 			NamespaceOptions: p.config.Linux.SecurityContext.NamespaceOptions,
 		}},

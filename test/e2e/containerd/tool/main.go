@@ -3,10 +3,13 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -38,8 +41,41 @@ func run(args []string) error {
 			return err
 		}
 		fmt.Println(st.Ino)
+	case "serve":
+		return serve(args[1])
+	case "ask":
+		return ask(args[1])
 	default:
-		return fmt.Errorf("usage: tool [env | cat FILE | inode FILE]")
+		return fmt.Errorf("usage: tool [env | cat FILE | inode FILE | serve ADDRESS | ask ADDRESS]")
 	}
 	return nil
+}
+
+// serve answers connections with its own name and the client's address, as test/clusternet does.
+func serve(addr string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+		fmt.Fprintf(c, "tool %s", host)
+		c.Close()
+	}
+}
+
+// ask prints what an address answers.
+func ask(addr string) error {
+	c, err := net.DialTimeout("tcp", addr, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	_, err = io.Copy(os.Stdout, c)
+	return err
 }

@@ -1,0 +1,90 @@
+package cni
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	plugin "github.com/ropewalk-net/ropewalk/cni"
+	"github.com/ropewalk-net/ropewalk/test/netns"
+)
+
+// TestMend holds that pods get back what somebody has taken from their node's ends, in both modes, and that nothing is done to pods that
+// are right, that are being attached, or that are gone.
+func TestMend(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	for _, c := range []struct {
+		rig     func(*testing.T) *rig
+		mac     string
+		damages []string
+	}{
+		{newRig, "", []string{"ip route del V4", "ip -6 route del V6", "ip neigh del V4 dev HOST", "ip -6 neigh del V6 dev HOST", "ip link set HOST down",
+			"ip neigh replace V4 lladdr 02:00:00:00:00:99 dev HOST nud permanent", "ip route flush root 10.244.0.0/16"}},
+		{newRig, "02:00:00:00:00:08", []string{"ip neigh del V4 dev HOST"}},
+		{newBridge, "", []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down", "ip link set HOST down"}},
+	} {
+		r := c.rig(t)
+		r.conf["cniVersion"], r.conf["name"] = "1.1.0", "rope"
+		conf, err := json.Marshal(r.conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.mac != "" {
+			r.conf["args"] = map[string]any{"cni": map[string]any{"mac": c.mac}}
+		}
+		name := fmt.Sprint(r.conf["mode"], c.mac[:len(c.mac)/9])
+		r.pod(name)
+		res, err := r.add(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		serve(t, name)
+		a := addresses(res)
+		host := res.Interfaces[len(res.Interfaces)-2].Name
+		fill := strings.NewReplacer("HOST", host, "V4", a[0], "V6", a[1])
+		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
+			t.Errorf("%s: %d things were made again of what is right: %v", name, n, err)
+		}
+		for _, damage := range c.damages {
+			cmd := strings.Fields(fill.Replace(damage))
+			netns.Run(t, cmd[0], cmd[1:]...)
+			if n, err := plugin.Mend(conf, time.Hour); n != 0 || err != nil {
+				t.Errorf("%s, %s: %d things were made again of a pod that is young: %v", name, damage, n, err)
+			}
+			if n, err := plugin.Mend(conf, 0); n == 0 || err != nil {
+				t.Errorf("%s, %s: %d things were made again: %v", name, damage, n, err)
+			}
+			if err := r.check(name); err != nil {
+				t.Errorf("%s, %s: %v", name, damage, err)
+			}
+			for _, to := range a {
+				if _, err := talk(t, "", "tcp", to, 100); err != nil {
+					t.Errorf("%s, %s: %v", name, damage, err)
+				}
+			}
+			if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
+				t.Errorf("%s, %s: %d things were made once more: %v", name, damage, n, err)
+			}
+		}
+		// The mode was changed under a pod of before.
+		r.conf["mode"] = map[any]string{"routed": "bridge", "bridge": "routed"}[r.conf["mode"]]
+		delete(r.conf, "bridge")
+		if conf, err = json.Marshal(r.conf); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
+			t.Errorf("%s: %d things were made of a pod of the other mode: %v", name, n, err)
+		}
+		netns.Run(t, "ip", "link", "del", host)
+		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
+			t.Errorf("%s: %d things were made for a pod that is gone: %v", name, n, err)
+		}
+		if err := r.del(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
