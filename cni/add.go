@@ -8,6 +8,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/ropewalk-net/ropewalk/cni/bandwidth"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 )
@@ -56,6 +57,9 @@ func Add(args *skel.CmdArgs) error {
 		return undone(types.NewError(CodeTaken, "attaching the pod", err.Error()), release(c.DataDir, args))
 	case err != nil:
 		return undone(kernelError("attaching the pod", err), release(c.DataDir, args))
+	}
+	if err := bandwidth.Add(spec, c.Bandwidth); err != nil {
+		return undone(kernelError("limits of the pod's bandwidth", err), detach(c.DataDir, args))
 	}
 	if err := openPorts(args, c, spec); err != nil {
 		return undone(err, detach(c.DataDir, args))

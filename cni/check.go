@@ -7,6 +7,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/ropewalk-net/ropewalk/cni/bandwidth"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 )
@@ -36,7 +37,7 @@ func Check(args *skel.CmdArgs) error {
 	if err != nil {
 		return changed(err)
 	}
-	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), checkPorts(args, c, spec)}
+	errs := []error{link.Check(pod, spec), link.Forwards(spec.Has4(), spec.Has6()), bandwidth.Check(spec, c.Bandwidth), checkPorts(args, c, spec)}
 	if c.Masquerade {
 		errs = append(errs, checkMasquerade(lease.Addrs))
 	}

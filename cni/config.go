@@ -3,6 +3,7 @@ package cni
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,8 +14,8 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/utils"
 
+	"github.com/ropewalk-net/ropewalk/cni/bandwidth"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
@@ -61,6 +62,8 @@ type Config struct {
 	MAC net.HardwareAddr
 	// Ports are the node's that lead to the pod.
 	Ports []portmap.Mapping
+	// Bandwidth are the pod's limits.
+	Bandwidth bandwidth.Limits
 	// LocalhostPorts has ports of all of the node's addresses be those of 127.0.0.1, too, and lets pods ask for some of 127.0.0.0/8 alone.
 	LocalhostPorts bool
 	// TakesPorts says that the runtime passes ports on (capability portMappings).
@@ -129,6 +132,7 @@ func ParseConfig(stdin []byte, args string) (Config, error) {
 			c.Ports, err = parsePorts(e.RuntimeConfig.PortMappings, e.LocalhostPorts)
 			return err
 		},
+		func() (err error) { c.Bandwidth, err = parseLimits(e.RuntimeConfig.Bandwidth); return err },
 		func() (err error) { c.Previous, err = previous(&e.PluginConf); return err },
 	} {
 		if err := read(); err != nil {
@@ -140,11 +144,8 @@ func ParseConfig(stdin []byte, args string) (Config, error) {
 
 // supported refuses what would silently not be done.
 func (e *entry) supported() error {
-	switch {
-	case e.IPAM.Type != "":
+	if e.IPAM.Type != "" {
 		return unsupported("ipam", "addresses come from ranges")
-	case isSet(e.RuntimeConfig.Bandwidth):
-		return unsupported("runtimeConfig.bandwidth", "chain the bandwidth plugin behind this one")
 	}
 	return nil
 }
@@ -168,21 +169,21 @@ func (e *entry) bridge() (*link.Bridge, error) {
 	if b.Name == "" {
 		b.Name = defaultBridge
 	}
-	if err := utils.ValidateInterfaceName(b.Name); err != nil {
-		return nil, wrong("bridge", b.Name, "it is a name of 15 characters at most, as in %s", defaultBridge)
-	}
-	if b.Name == "all" || b.Name == "default" || link.IsHost(b.Name) {
-		return nil, wrong("bridge", b.Name, "that name has another meaning; %s is one that has not", defaultBridge)
+	if err := link.CheckBridgeName(b.Name); err != nil {
+		return nil, wrong("bridge", b.Name, "%v; %s is one that can be", err, defaultBridge)
 	}
 	return b, nil
 }
 
-func isSet(m json.RawMessage) bool {
-	switch string(m) {
-	case "", "null", "{}", "[]":
-		return false
+func parseLimits(raw json.RawMessage) (bandwidth.Limits, error) {
+	l, err := bandwidth.Parse(raw)
+	switch {
+	case errors.Is(err, bandwidth.ErrInvalid):
+		return l, types.NewError(types.ErrInvalidNetworkConfig, "runtimeConfig.bandwidth", err.Error())
+	case err != nil:
+		return l, types.NewError(types.ErrDecodingFailure, "runtimeConfig.bandwidth cannot be read", err.Error())
 	}
-	return true
+	return l, nil
 }
 
 // dataDir returns where the leases are. It looks at nothing else: DEL and GC free an address whatever the rest has become.

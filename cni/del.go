@@ -1,11 +1,13 @@
 package cni
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 
 	"github.com/containernetworking/cni/pkg/skel"
 
+	"github.com/ropewalk-net/ropewalk/cni/bandwidth"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 )
@@ -21,13 +23,15 @@ func Del(args *skel.CmdArgs) error {
 }
 
 // detach removes the ports and the interface, and then the lease, so that nothing leads to an address that is free. If one fails the lease
-// stays, for the next DEL or GC. An interface takes the kernel long, as it waits until no packet looks at it any more: the ports go meanwhile.
+// stays, for the next DEL or GC. An interface takes the kernel long, as it waits until no packet looks at it any more: the ports, and the
+// interface by which the pod was limited, go meanwhile.
 func detach(dir string, args *skel.CmdArgs) error {
-	closed := make(chan error, 1)
-	go func() { closed <- closePorts(args) }()
 	spec := link.New(args.ContainerID, args.IfName, "", 0, nil)
+	closed, limits := make(chan error, 1), make(chan error, 1)
+	go func() { closed <- closePorts(args) }()
+	go func() { limits <- bandwidth.Delete(spec) }()
 	err := link.Delete(spec)
-	ports := <-closed
+	ports, err := <-closed, errors.Join(err, <-limits)
 	if err != nil {
 		return undone(kernelError("removing interface "+spec.Host, err), ports)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/ropewalk-net/ropewalk/cni/bandwidth"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 )
@@ -46,6 +47,9 @@ func GC(args *skel.CmdArgs) error {
 		if err := detach(dir, &skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}); err != nil {
 			errs = append(errs, fmt.Errorf("container %s, interface %s: %w", l.Container, l.Interface, err))
 		}
+	}
+	if _, err := bandwidth.Collect(); err != nil { // of pods whose lease is gone
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return types.NewError(CodeKernel, "not all could be removed", err.Error())

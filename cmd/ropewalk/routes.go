@@ -12,7 +12,9 @@ import (
 
 	"github.com/ropewalk-net/ropewalk/cni/collect"
 	"github.com/ropewalk-net/ropewalk/cni/limited"
+	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
+	"github.com/ropewalk-net/ropewalk/cni/mend"
 	"github.com/ropewalk-net/ropewalk/cni/overlay"
 	"github.com/ropewalk-net/ropewalk/cni/routes"
 )
@@ -62,12 +64,17 @@ servicecidrs.`,
 			if err != nil {
 				return err
 			}
+			whole, err := mend.New(mend.Config{Plugin: r.Plugin, Log: a.log, Registerer: a.registry})
+			if err != nil {
+				return err
+			}
 			s, err := a.source(&source)
 			if err != nil {
 				return err
 			}
 			a.also(r.Run)
 			a.also(left.Run)
+			a.also(whole.Run)
 			a.also(delivery(s, routes.Interest(), r))
 			return a.run(cmd.Context(), r.Ready)
 		},
@@ -96,12 +103,18 @@ func (f *routesFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.Masquerade, "masquerade", true, "give packets of pods that leave the cluster the node's address")
 	flags.StringSliceVar(&f.inside, "non-masquerade-cidr", nil, "ranges that see pods' own addresses, besides the cluster's")
 	flags.StringVar(&f.InsideFile, "masquerade-config", "", "file of ip-masq-agent's, whose nonMasqueradeCIDRs are such ranges, too; read again each minute")
+	flags.StringVar(&f.CNIMode, "cni-mode", "routed", "how pods are attached to their node: "+strings.Join(cniModes, ", "))
+	flags.StringVar(&f.Bridge, "bridge", "", "with --cni-mode bridge, what the bridge is called (default: rw0)")
+	flags.BoolVar(&f.SpoofCheck, "mac-spoof-check", false, "with --cni-mode bridge, drop what pods send from others' hardware addresses (Linux 5.18)")
 	flags.BoolVar(&f.LocalhostPorts, "localhost-ports", false, "hostPorts of new pods are ports of 127.0.0.1, too (route_localnet at their interfaces)")
 	flags.StringVar(&f.ConfDir, "conf-dir", "/etc/cni/net.d", `where the runtime looks for CNI configurations; "" for none`)
 	flags.StringVar(&f.DataDir, "data-dir", dataDir, "where ropewalk-cni keeps which addresses pods have")
 	_ = cmd.MarkFlagDirname("conf-dir") // fails for flags that are not there
+	_ = cmd.RegisterFlagCompletionFunc("cni-mode", cobra.FixedCompletions(cniModes, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("overlay", cobra.FixedCompletions(slices.Sorted(maps.Keys(overlay.Modes)), cobra.ShellCompDirectiveNoFileComp))
 }
+
+var cniModes = []string{"bridge", "routed"}
 
 // dataDir is the plugin's, if it is not told another.
 const dataDir = "/run/ropewalk"
@@ -122,9 +135,18 @@ func (f *routesFlags) config() (routes.Config, error) {
 	if c.Inside, err = prefixes("non-masquerade-cidr", f.inside); err != nil {
 		return c, err
 	}
+	if c.Bridge != "" {
+		if err := link.CheckBridgeName(c.Bridge); err != nil {
+			return c, fmt.Errorf("--bridge %q: %w; rw0 is one that can be", c.Bridge, err)
+		}
+	}
 	switch k := c.Kernel; {
 	case !filepath.IsAbs(c.DataDir):
 		return c, fmt.Errorf("--data-dir %q: it is an absolute path, as in %s", c.DataDir, dataDir)
+	case !slices.Contains(cniModes, c.CNIMode):
+		return c, fmt.Errorf("--cni-mode: %q is none; it can be %s", c.CNIMode, strings.Join(cniModes, ", "))
+	case c.CNIMode != "bridge" && (c.Bridge != "" || c.SpoofCheck):
+		return c, errors.New("--bridge and --mac-spoof-check are for --cni-mode bridge")
 	case k.VNI < 1 || k.VNI >= 1<<24:
 		return c, fmt.Errorf("--vxlan-id %d: it is from 1 to 16777215", k.VNI)
 	case k.Port < 1 || k.Port > 65535:

@@ -1,4 +1,4 @@
-// Package collect frees what pods have left on this node that are gone without a DEL: leases and ports. Container runtimes do not call GC
+// Package collect frees what pods have left on this node that are gone without a DEL: leases, ports and ifbs. Container runtimes do not call GC
 // (containerd does not), and what nobody frees is an address less for as long as the node runs.
 //
 // A pod is gone when its host end is: the kernel takes a veth away some time after the namespace of its other end. Paths of namespaces say
@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/ropewalk-net/ropewalk/cni/bandwidth"
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
@@ -95,11 +96,10 @@ func (c *Collector) Run(ctx context.Context) error {
 				continue
 			}
 		}
-		wait := often
-		if !c.look(time.Now()) {
+		wait, now := often, time.Now()
+		if !c.look(now) {
 			wait = c.config.Grace
 		}
-		now := time.Now()
 		full = now.Add(wait)
 		if at, any := c.known.due(now, c.config.Grace); any && at.Before(full) {
 			full = at
@@ -156,8 +156,15 @@ func (c *Collector) look(now time.Time) bool {
 		}
 		if delete(c.known, o); freed {
 			c.metrics.collected.WithLabelValues(string(o.kind)).Inc()
-			c.config.Log.Info("freed what a pod has left that is gone", "kind", string(o.kind), "container", o.container, "interface", o.ifname)
+			c.config.Log.Info("freed what a pod has left that is gone", "kind", string(o.kind), "pod", o.name, "container", o.container, "interface", o.ifname)
 		}
+	}
+	removed, err := bandwidth.Collect()
+	if err != nil {
+		failed = append(failed, err)
+	}
+	if c.metrics.collected.WithLabelValues(string(anIFB)).Add(float64(removed)); removed > 0 {
+		c.config.Log.Info("removed what limited the bandwidth of pods that are gone", "interfaces", removed)
 	}
 	c.metrics.unleased.Set(float64(len(ends)))
 	c.tell(ends, failed...)

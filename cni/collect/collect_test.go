@@ -57,6 +57,7 @@ func TestOrphans(t *testing.T) {
 		{"its ports go with it", node{[]ipam.Lease{lease("a", "10.0.0.2")}, nil, []portmap.Entry{port("a", "10.0.0.2")}}, "lease a"},
 		{"ports alone", node{nil, nil, []portmap.Entry{port("a", "10.0.0.2"), port("a", "10.0.0.2"), port("a", "fd00::2")}}, "ports a 10.0.0.2, ports a fd00::2"},
 		{"ports of another's address", node{[]ipam.Lease{lease("a", "10.0.0.2"), lease("b", "10.0.0.3")}, ends("a", "b"), []portmap.Entry{port("a", "10.0.0.3")}}, "ports a 10.0.0.3"},
+		{"ports that somebody has added by hand", node{nil, nil, []portmap.Entry{{Owner: portmap.Owner{Container: "x"}, Pod: netip.MustParseAddr("10.0.0.2")}}}, ""},
 		{"leases are lost, and the pod runs", node{nil, ends("a"), []portmap.Entry{port("a", "10.0.0.2")}}, "interface " + hostOf("a", "eth0")},
 	} {
 		var got []string
@@ -124,7 +125,11 @@ func TestFree(t *testing.T) {
 	}
 	for i, c := range slices.Sorted(maps.Keys(pods)) {
 		mapping := portmap.Mapping{HostPort: uint16(80 + i), ContainerPort: 80, Protocol: portmap.TCP}
-		must(t, portmap.Add(owner(c), []portmap.Mapping{mapping}, []netip.Prefix{netip.PrefixFrom(pods[c], 32)}, false))
+		at := []netip.Prefix{netip.PrefixFrom(pods[c], 32)}
+		if c == "dead" {
+			at = append(at, netip.MustParsePrefix("fd00::9/128"))
+		}
+		must(t, portmap.Add(owner(c), []portmap.Mapping{mapping}, at, false))
 	}
 	for _, c := range []string{"back", "kept", "lost"} {
 		spec := link.New(c, "eth0", "", 0, nil)
@@ -149,7 +154,7 @@ func TestFree(t *testing.T) {
 		{"again", found("gone", since("gone")), false},
 		{"ports of the address that is leased by now", ports("kept", leases["kept"].Addrs[0].String()), false},
 		{"ports of a pod whose lease was lost", ports("lost", "10.0.0.201"), false},
-		{"ports of nobody", ports("dead", "10.0.0.200"), true},
+		{"ports of nobody", ports("dead", "10.0.0.200"), true}, // of this address alone
 	} {
 		if got, err := free(dir, c.o); err != nil || got != c.want {
 			t.Errorf("%s: %v, %v", c.what, got, err)
@@ -166,11 +171,20 @@ func TestFree(t *testing.T) {
 	}
 	entries, err := portmap.List()
 	must(t, err)
-	owners := map[string]bool{}
+	var led []string
 	for _, e := range entries {
-		owners[e.Owner.Container] = true
+		led = append(led, e.Owner.Container+" "+e.Pod.String())
 	}
-	if diff := cmp.Diff([]string{"anew", "back", "kept", "lost"}, slices.Sorted(maps.Keys(owners))); diff != "" {
+	var want []string
+	for c, pod := range pods {
+		if c != "gone" && c != "dead" {
+			want = append(want, c+" "+pod.String())
+		}
+	}
+	slices.Sort(led)
+	want = append(want, "dead fd00::9")
+	slices.Sort(want)
+	if diff := cmp.Diff(want, led); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -194,6 +208,7 @@ func TestLook(t *testing.T) {
 	must(t, s.Close())
 	host := hostOf("b", "eth0")
 	netns.Run(t, "ip", "link", "add", host, "type", "veth", "peer", "name", "x")
+	netns.Run(t, "ip", "link", "add", "ri01234567", "type", "ifb")
 	count := func(want string) {
 		t.Helper()
 		must(t, testutil.GatherAndCompare(reg, strings.NewReader(want), "ropewalk_cni_collected_total", "ropewalk_cni_interfaces_without_lease", "ropewalk_cni_leases", "ropewalk_cni_addresses"))
@@ -205,6 +220,7 @@ func TestLook(t *testing.T) {
 ropewalk_cni_addresses{range="10.0.0.0/29"} 5
 # HELP ropewalk_cni_collected_total What was freed that pods had left which were gone, by kind.
 # TYPE ropewalk_cni_collected_total counter
+ropewalk_cni_collected_total{kind="ifb"} 1
 ropewalk_cni_collected_total{kind="lease"} %d
 ropewalk_cni_collected_total{kind="ports"} 0
 # HELP ropewalk_cni_interfaces_without_lease Interfaces of pods whose addresses are not leased.

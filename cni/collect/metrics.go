@@ -25,7 +25,7 @@ func newMetrics(c Config) (*metrics, error) {
 		failures:  prometheus.NewCounter(prometheus.CounterOpts(opts("collect_failures_total", "Times that this could not be looked for, or not be freed."))),
 		unleased:  prometheus.NewGauge(prometheus.GaugeOpts(opts("interfaces_without_lease", "Interfaces of pods whose addresses are not leased."))),
 	}
-	for _, k := range []kind{aLease, somePorts} {
+	for _, k := range []kind{aLease, somePorts, anIFB} {
 		m.collected.WithLabelValues(string(k))
 	}
 	if c.Registerer == nil {

@@ -24,6 +24,8 @@ const (
 	aLease kind = "lease"
 	// somePorts lead to an address that their owner has no lease of.
 	somePorts kind = "ports"
+	// anIFB has no host end. Nothing that is made anew can be taken for one, so that it goes at once (bandwidth.Collect).
+	anIFB kind = "ifb"
 	// anEnd has no lease. It leads to a namespace that is still there, or it would be gone: it may be of a pod that runs, and stays.
 	anEnd kind = "interface"
 )
@@ -33,6 +35,7 @@ type orphan struct {
 	kind              kind
 	container, ifname string     // of a lease and of ports
 	since             int64      // of a lease: that of a later ADD is another one
+	name              string     // of a lease: its pod's, as a note
 	pod               netip.Addr // where ports lead
 	host              string     // of a host end
 }
@@ -47,10 +50,13 @@ func orphans(n node) (found []orphan) {
 		host := hostOf(l.Container, l.Interface)
 		leased[portmap.Owner{Container: l.Container, Interface: l.Interface}], ends[host] = l, true
 		if !n.hosts[host] {
-			found = append(found, orphan{kind: aLease, container: l.Container, ifname: l.Interface, since: l.Since.UnixNano()})
+			found = append(found, orphan{kind: aLease, container: l.Container, ifname: l.Interface, since: l.Since.UnixNano(), name: l.Pod})
 		}
 	}
 	for _, p := range n.ports {
+		if p.Owner.Container == "" || p.Owner.Interface == "" {
+			continue // added by hand
+		}
 		l, there := leased[p.Owner]
 		if needed(l, there, p.Pod, func() bool { return n.hosts[hostOf(p.Owner.Container, p.Owner.Interface)] }) {
 			continue

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,17 @@ type Bridge struct {
 	Hairpin bool
 	// SpoofCheck drops what a pod sends from another hardware address than its own. The kernel has it since Linux 5.18.
 	SpoofCheck bool
+}
+
+// CheckBridgeName returns why a bridge of ours cannot have a name.
+func CheckBridgeName(name string) error {
+	if err := utils.ValidateInterfaceName(name); err != nil {
+		return errors.New("a name has 15 characters at most, and no slashes, colons or spaces")
+	}
+	if name == "all" || name == "default" || IsHost(name) { // below /proc/sys/net, and ours
+		return errors.New("that name has another meaning")
+	}
+	return nil
 }
 
 // ensure returns the device as it is to be. ADDs of several pods may do this at the same time.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 )
@@ -28,31 +29,60 @@ func (r *Routes) sweep() error {
 	return err
 }
 
-// conflist returns the file's content.
-func (r *Routes) conflist(v view, mtu int) ([]byte, error) {
-	type plugin struct {
-		Type         string          `json:"type"`
-		Mode         string          `json:"mode"`
-		MTU          int             `json:"mtu"`
-		Ranges       []string        `json:"ranges"`
-		DataDir      string          `json:"dataDir,omitempty"`
-		Localhost    bool            `json:"localhostPorts,omitempty"`
-		Masquerade   bool            `json:"masquerade,omitempty"`
-		Capabilities map[string]bool `json:"capabilities"` // what the runtime passes on of what pods ask for
-	}
+const (
+	version = "1.1.0"
+	network = "ropewalk"
+)
+
+// plugin is the plugin's configuration (package cni reads it).
+type plugin struct {
+	Type         string          `json:"type"`
+	Mode         string          `json:"mode"`
+	Bridge       string          `json:"bridge,omitempty"`
+	SpoofCheck   bool            `json:"macspoofchk,omitempty"`
+	MTU          int             `json:"mtu"`
+	Ranges       []string        `json:"ranges"`
+	DataDir      string          `json:"dataDir,omitempty"`
+	Localhost    bool            `json:"localhostPorts,omitempty"`
+	Masquerade   bool            `json:"masquerade,omitempty"`
+	Capabilities map[string]bool `json:"capabilities"` // what the runtime passes on of what pods ask for
+}
+
+func (c Config) plugin(ranges []netip.Prefix, mtu int) plugin {
 	p := plugin{
-		Type: "ropewalk-cni", Mode: "routed", MTU: mtu, DataDir: r.config.DataDir, Localhost: r.config.LocalhostPorts, Masquerade: r.config.Masquerade,
-		Capabilities: map[string]bool{"portMappings": true},
+		Type: "ropewalk-cni", Mode: c.CNIMode, Bridge: c.Bridge, SpoofCheck: c.SpoofCheck, MTU: mtu, DataDir: c.DataDir, Localhost: c.LocalhostPorts, Masquerade: c.Masquerade,
+		Capabilities: map[string]bool{"portMappings": true, "bandwidth": true, "ips": true, "mac": true, "io.kubernetes.cri.pod-annotations": true},
 	}
-	for _, c := range v.self.PodCIDRs {
-		p.Ranges = append(p.Ranges, c.Masked().String())
+	for _, r := range ranges {
+		p.Ranges = append(p.Ranges, r.Masked().String())
 	}
+	return p
+}
+
+// conflist returns the file's content.
+func (p plugin) conflist() ([]byte, error) {
 	b, err := json.MarshalIndent(struct {
 		CNIVersion string   `json:"cniVersion"`
 		Name       string   `json:"name"`
 		Plugins    []plugin `json:"plugins"`
-	}{"1.1.0", "ropewalk", []plugin{p}}, "", "  ")
+	}{version, network, []plugin{p}}, "", "  ")
 	return append(b, '\n'), err
+}
+
+// given returns what the runtime gives the plugin of it.
+func (p plugin) given() ([]byte, error) {
+	return json.Marshal(struct {
+		CNIVersion string `json:"cniVersion"`
+		Name       string `json:"name"`
+		plugin
+	}{version, network, p})
+}
+
+// Plugin returns the plugin's configuration, as the runtime gives it to the plugin; nil while pods cannot be attached.
+func (r *Routes) Plugin() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.given
 }
 
 // announce has the runtime know that pods can be attached. The file is there whole or not at all: runtimes read it as it appears.
@@ -60,10 +90,15 @@ func (r *Routes) announce(v view, mtu int) error {
 	if r.config.ConfDir == "" {
 		return nil
 	}
-	b, err := r.conflist(v, mtu)
-	if err != nil {
+	p := r.config.plugin(v.self.PodCIDRs, mtu)
+	given, err := p.given()
+	b, err2 := p.conflist()
+	if err := errors.Join(err, err2); err != nil {
 		return err
 	}
+	r.mu.Lock()
+	r.given = given
+	r.mu.Unlock()
 	path := filepath.Join(r.config.ConfDir, ConfName)
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b) {
 		return nil

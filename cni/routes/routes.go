@@ -41,6 +41,11 @@ type Config struct {
 	InsideFile string
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
+	// CNIMode is the plugin's mode, "routed" if empty. In mode "bridge", Bridge is the device, the plugin's default if empty, and SpoofCheck
+	// drops what pods send from others' hardware addresses.
+	CNIMode    string
+	Bridge     string
+	SpoofCheck bool
 	// LocalhostPorts has the plugin lead ports of 127.0.0.1 to pods, too.
 	LocalhostPorts bool
 	// Patience is for how long something of this node's network has to be missing before the plugin says so to the runtime; 0 is a minute.
@@ -69,6 +74,7 @@ type Routes struct {
 	changed map[cluster.Key]bool // nodes, since the last view
 	whole   bool                 // that does not tell all
 	ready   error                // nil once all is as it should be
+	given   []byte               // the plugin's configuration
 	told    string               // what the log was told last of nodes that are wrong
 	desired counts
 
@@ -135,6 +141,9 @@ func New(c Config) (*Routes, error) {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.CNIMode == "" {
+		c.CNIMode = "routed"
 	}
 	if c.Patience == 0 {
 		c.Patience = patience

@@ -176,6 +176,9 @@ func TestRun(t *testing.T) {
 	if d := cmp.Diff([]string{clusternet.PodCIDR4, clusternet.PodCIDR6}, p.Ranges); d != "" || p.Type != "ropewalk-cni" || p.MTU != 1500 || p.Mode != "routed" {
 		t.Errorf("%+v %s", p, d)
 	}
+	if d := cmp.Diff(self.PodCIDRs, r.routes.Ranges(), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
+		t.Error(d)
+	}
 	given := map[string]any{} // as the runtime gives it to the plugin
 	var list struct{ Plugins []map[string]any }
 	if err := json.Unmarshal(b, &list); err != nil {

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	plugin "github.com/ropewalk-net/ropewalk/cni"
+	"github.com/ropewalk-net/ropewalk/cni/link"
+	"github.com/ropewalk-net/ropewalk/cni/mend"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -82,6 +85,59 @@ func TestMend(t *testing.T) {
 		netns.Run(t, "ip", "link", "del", host)
 		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
 			t.Errorf("%s: %d things were made for a pod that is gone: %v", name, n, err)
+		}
+		if err := r.del(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestMender holds that pods get back what was taken from them when the kernel tells of it, and not by somebody's looking again and again.
+func TestMender(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	for _, c := range []struct {
+		rig     func(*testing.T) *rig
+		damages []string
+	}{
+		{newRig, []string{"ip route del V4", "ip -6 route del V6", "ip neigh del V4 dev HOST", "ip link set HOST down"}},
+		{newBridge, []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down"}},
+	} {
+		r := c.rig(t)
+		name := r.conf["mode"].(string)
+		r.mustAdd(name)
+		r.conf["cniVersion"], r.conf["name"] = "1.1.0", "rope"
+		conf, err := json.Marshal(r.conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := mend.New(mend.Config{Plugin: func() []byte { return conf }, Grace: time.Nanosecond, Settle: time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan error)
+		go func() { ended <- m.Run(ctx) }()
+		l := r.leases()[0]
+		host := link.New(name, ifname, "", 0, nil).Host
+		fill := strings.NewReplacer("HOST", host, "V4", l.Addrs[0].String(), "V6", l.Addrs[1].String())
+		for _, damage := range c.damages {
+			cmd := strings.Fields(fill.Replace(damage))
+			netns.Run(t, cmd[0], cmd[1:]...)
+			for begun := time.Now(); ; time.Sleep(time.Millisecond) {
+				err := r.check(name)
+				if err == nil {
+					break
+				}
+				if time.Since(begun) > 20*time.Second {
+					t.Fatalf("%s: %v", damage, err)
+				}
+			}
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
 		}
 		if err := r.del(name); err != nil {
 			t.Error(err)

@@ -233,7 +233,7 @@ func state(t testing.TB) string {
 // empty says that nothing of any attachment is on the node.
 func (r *rig) empty(when string) {
 	r.Helper()
-	if s := state(r); strings.Contains(s, "rw") {
+	if s := state(r); strings.Contains(s, "rw") || strings.Contains(s, "\nri") {
 		r.Errorf("%s: the node has\n%s", when, s)
 	}
 	if l := r.leases(); len(l) > 0 {

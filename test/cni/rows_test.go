@@ -73,7 +73,7 @@ func TestErrors(t *testing.T) {
 		says string
 	}{
 		{"version", nil, map[string]any{"cniVersion": "0.2.0"}, 1, "0.2.0"},
-		{"bandwidth", nil, map[string]any{"runtimeConfig": map[string]any{"bandwidth": map[string]any{"ingressRate": 1}}}, 2, "bandwidth"},
+		{"bandwidth", nil, map[string]any{"runtimeConfig": map[string]any{"bandwidth": map[string]any{"ingressRate": 1}}}, 7, "bandwidth"},
 		{"ipam", nil, map[string]any{"ipam": map[string]any{"type": "host-local"}}, 2, "ipam"},
 		{"no container", map[string]string{"CNI_CONTAINERID": ""}, nil, 4, "CNI_CONTAINERID"},
 		{"two missing", map[string]string{"CNI_IFNAME": "", "CNI_NETNS": ""}, nil, 4, "CNI_NETNS,CNI_IFNAME"},
@@ -905,7 +905,7 @@ func TestCollect(t *testing.T) {
 		}
 	}
 	serve(t, "stays")
-	// As the kernel does it some time after the namespace is gone, which here keeps the sockets of others.
+	// As the kernel does some time after the namespace is gone.
 	netns.Run(t, "ip", "-n", "before", "link", "del", ifname)
 	c, err := collect.New(collect.Config{DataDir: r.dir, Grace: 90 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
@@ -1252,6 +1252,7 @@ type injection struct {
 func everyCall(t *testing.T, r *rig, all []injection) {
 	netns.NeedCommand(t, "strace")
 	ports := map[string]any{"portMappings": []any{map[string]any{"hostPort": 9090, "containerPort": 8080}}}
+	limits := map[string]any{"bandwidth": map[string]any{"ingressRate": 1000000, "egressRate": 1000000}}
 	r.pod("a")
 	must := func(command string, conf map[string]any) {
 		t.Helper()
@@ -1271,7 +1272,7 @@ func everyCall(t *testing.T, r *rig, all []injection) {
 	before := state(t)
 	for _, c := range all {
 		for _, call := range c.calls {
-			if delete(r.conf, "runtimeConfig"); call == "sendmsg" { // by which ports are made
+			if r.conf["runtimeConfig"] = limits; call == "sendmsg" { // by which ports are made
 				r.conf["runtimeConfig"] = ports
 			}
 			for n := 1; ; n++ {

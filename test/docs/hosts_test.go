@@ -26,6 +26,7 @@ import (
 
 	"github.com/ropewalk-net/ropewalk/cluster"
 	"github.com/ropewalk-net/ropewalk/cni/collect"
+	"github.com/ropewalk-net/ropewalk/cni/mend"
 	"github.com/ropewalk-net/ropewalk/cni/routes"
 	"github.com/ropewalk-net/ropewalk/hostsmgr"
 	"github.com/ropewalk-net/ropewalk/hostsmgr/hostsfile"
@@ -408,6 +409,9 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := collect.New(collect.Config{Registerer: registry}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mend.New(mend.Config{Registerer: registry}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := proxy.New(proxy.Config{NodeName: "n", Registerer: registry}); err != nil {

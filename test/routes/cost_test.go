@@ -56,6 +56,7 @@ type agent struct {
 	*testing.T
 	cluster string // directory of manifests
 	args    []string
+	trace   string // what strace writes
 	cmd     *exec.Cmd
 	ended   chan struct{}
 	log     bytes.Buffer
@@ -88,7 +89,8 @@ func child(t *testing.T, cmd *exec.Cmd) (ended chan struct{}) {
 
 func (a *agent) start() {
 	a.Helper()
-	a.cmd = exec.Command(os.Getenv(binaryEnv), a.args...)
+	a.trace = filepath.Join(a.TempDir(), "trace")
+	a.cmd = exec.Command("strace", append([]string{"-D", "-f", "-yy", "-s", "256", "-o", a.trace, "-e", "trace=sendto,sendmsg,sendmmsg,recvfrom,recvmsg,recvmmsg", os.Getenv(binaryEnv)}, a.args...)...)
 	a.cmd.Stderr = &a.log
 	a.ended = child(a.T, a.cmd)
 }
@@ -205,25 +207,12 @@ func unread(t *testing.T) bool {
 	return false
 }
 
-// measure returns what a change costs, after which there are so many other nodes.
-func (a *agent) measure(nodes int, change func()) cost {
+// settled waits until the program has read what the kernel has told, and returns what strace has written so far.
+func (a *agent) settled() string {
 	a.Helper()
-	before := a.metrics()
-	path := filepath.Join(a.TempDir(), "trace")
-	cmd := exec.Command("strace", "-f", "-yy", "-s", "256", "-o", path, "-e", "trace=sendto,sendmsg,sendmmsg,recvfrom,recvmsg,recvmmsg,read,write", "-p", fmt.Sprint(a.cmd.Process.Pid))
-	said, err := cmd.StderrPipe()
-	if err != nil {
-		a.Fatal(err)
-	}
-	ended := child(a.T, cmd)
-	if line, err := bufio.NewReader(said).ReadString('\n'); err != nil || !strings.Contains(line, "attached") {
-		a.Fatalf("strace: %q, %v", line, err)
-	}
-	change()
-	after := a.synced(nodes, before["ropewalk_routes_last_sync_timestamp_seconds"])
 	size, quiet := int64(-1), 0
-	for i := 0; quiet < 20 && i < 2000; i++ { // what the kernel tells of it is read, too
-		info, err := os.Stat(path)
+	for i := 0; quiet < 20 && i < 2000; i++ {
+		info, err := os.Stat(a.trace)
 		if err != nil {
 			a.Fatal(err)
 		}
@@ -232,13 +221,22 @@ func (a *agent) measure(nodes int, change func()) cost {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	_ = cmd.Process.Signal(syscall.SIGINT)
-	<-ended
-	b, err := os.ReadFile(path)
+	b, err := os.ReadFile(a.trace)
 	if err != nil {
 		a.Fatal(err)
 	}
-	c := count(string(b))
+	return string(b)
+}
+
+// measure returns what a change costs, after which there are so many other nodes.
+func (a *agent) measure(nodes int, change func()) cost {
+	a.Helper()
+	begin := len(a.settled())
+	before := a.metrics()
+	change()
+	after := a.synced(nodes, before["ropewalk_routes_last_sync_timestamp_seconds"])
+	b := a.settled()[begin:]
+	c := count(b)
 	c.looks = int(after["ropewalk_routes_looks_total"] - before["ropewalk_routes_looks_total"])
 	return c
 }
