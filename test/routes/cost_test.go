@@ -2,7 +2,6 @@
 package routes
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -166,10 +165,8 @@ var (
 // count adds up what strace has written, without what the kernel tells of its own neighbours on the node's link.
 func count(trace string) (c cost) {
 	waiting := map[string]bool{} // threads, in a call that is told in two lines
-	scanner := bufio.NewScanner(strings.NewReader(trace))
-	for scanner.Scan() {
-		line := scanner.Text()
-		name := ""
+	for line := range strings.Lines(trace) {
+		line, name := strings.TrimSuffix(line, "\n"), ""
 		if m := call.FindStringSubmatch(line); m != nil {
 			if name = m[2]; strings.Contains(line, "<unfinished ...>") {
 				waiting[m[1]] = true
