@@ -89,7 +89,7 @@ func child(t *testing.T, cmd *exec.Cmd) (ended chan struct{}) {
 func (a *agent) start() {
 	a.Helper()
 	a.trace = filepath.Join(a.TempDir(), "trace")
-	a.cmd = exec.Command("strace", append([]string{"-D", "-f", "-yy", "-s", "256", "-o", a.trace, "-e", "trace=sendto,sendmsg,sendmmsg,recvfrom,recvmsg,recvmmsg", os.Getenv(binaryEnv)}, a.args...)...)
+	a.cmd = exec.Command("strace", append([]string{"-D", "-f", "--seccomp-bpf", "-yy", "-s", "64", "-o", a.trace, "-e", "trace=sendto,sendmsg,sendmmsg,recvfrom,recvmsg,recvmmsg", os.Getenv(binaryEnv)}, a.args...)...)
 	a.cmd.Stderr = &a.log
 	a.ended = child(a.T, a.cmd)
 }
