@@ -35,15 +35,6 @@ func TestStoreError(t *testing.T) {
 	}
 }
 
-// TestUnavailable holds that a runtime that could try again is told so.
-func TestUnavailable(t *testing.T) {
-	for code, want := range map[uint]uint{5: 50, 7: 50, 11: 11} {
-		if got := unavailable(types.NewError(code, "x", "")); codeOf(got) != want {
-			t.Errorf("%d: %v", code, got)
-		}
-	}
-}
-
 func TestUndone(t *testing.T) {
 	first := types.NewError(103, "veth", "no room")
 	if got := undone(first, nil); got != error(first) {
