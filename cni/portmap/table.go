@@ -368,30 +368,28 @@ func without(err error) bool {
 func (c *conn) read(f *family) (list []element, err error) {
 	const lists = 10
 	for range lists {
-		tables, err := c.ListTablesOfFamily(f.id)
-		if without(err) {
+		tables, e := c.ListTablesOfFamily(f.id)
+		if without(e) {
 			return nil, nil
 		}
-		if err != nil {
-			return nil, fmt.Errorf("listing tables: %w", err)
+		if e != nil {
+			return nil, fmt.Errorf("listing tables: %w", e)
 		}
 		i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == TableName })
 		if i < 0 {
 			return nil, nil
 		}
-		before, err := generation()
-		if err != nil {
-			return nil, err
+		before, e := generation()
+		if e != nil {
+			return nil, e
 		}
-		list, err = c.list(f, tables[i])
-		if errors.Is(err, unix.ENOENT) { // the table, or a set, is gone since
-			continue
+		list, err = c.list(f, tables[i]) // it fails if somebody has taken the table away
+		after, e := generation()
+		if e != nil {
+			return nil, e
 		}
-		if err != nil {
-			return nil, err
-		}
-		if after, err := generation(); err != nil || after == before {
-			return list, err
+		if err == nil && after == before {
+			break
 		}
 	}
 	return list, err

@@ -340,6 +340,32 @@ func TestListed(t *testing.T) {
 	}
 }
 
+// TestListedWhileFlushed holds that a table which somebody takes away meanwhile is none, and no error.
+func TestListedWhileFlushed(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	c, err := open()
+	must(t, err)
+	defer c.close()
+	f := families[0]
+	for range 40 {
+		var group sync.WaitGroup
+		group.Go(func() {
+			for range 3 {
+				err := c.commit(&change{family: f, want: []element{{}}})
+				c.DelTable(f.table())
+				if err := errors.Join(err, c.flush()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		_, err := List()
+		group.Wait()
+		must(t, err)
+	}
+}
+
 // TestRaces has many Adds and Deletes at once: one gets a port, and those that want different ones do not come into each other's way.
 func TestRaces(t *testing.T) {
 	if !netns.Enter(t) {
