@@ -10,11 +10,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/ropewalk-net/ropewalk/cni/collect"
 	"github.com/ropewalk-net/ropewalk/cni/limited"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
-	"github.com/ropewalk-net/ropewalk/cni/mend"
 	"github.com/ropewalk-net/ropewalk/cni/overlay"
 	"github.com/ropewalk-net/ropewalk/cni/routes"
 )
@@ -55,16 +53,7 @@ servicecidrs.`,
 			if err := a.setup(cmd); err != nil {
 				return err
 			}
-			config.Log, config.Registerer = a.log, a.registry
-			r, err := routes.New(config)
-			if err != nil {
-				return err
-			}
-			left, err := collect.New(collect.Config{DataDir: config.DataDir, Ranges: r.Ranges, Log: a.log, Registerer: a.registry})
-			if err != nil {
-				return err
-			}
-			whole, err := mend.New(mend.Config{Plugin: r.Plugin, Log: a.log, Registerer: a.registry})
+			r, run, err := newRoutesParts(config, a.log, a.registry)
 			if err != nil {
 				return err
 			}
@@ -72,9 +61,9 @@ servicecidrs.`,
 			if err != nil {
 				return err
 			}
-			a.also(r.Run)
-			a.also(left.Run)
-			a.also(whole.Run)
+			for _, part := range run {
+				a.also(part)
+			}
 			a.also(delivery(s, routes.Interest(), r))
 			return a.run(cmd.Context(), r.Ready)
 		},
