@@ -90,3 +90,26 @@ func TestAgentConfig(t *testing.T) {
 		t.Errorf("%q", other)
 	}
 }
+
+// TestAgentDoc holds that the configurations in the document are right.
+func TestAgentDoc(t *testing.T) {
+	text, err := os.ReadFile("../../docs/agent.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, block := range strings.Split(string(text), "```yaml\n")[1:] {
+		block, _, _ = strings.Cut(block, "```")
+		c := agentConfig{file: filepath.Join(t.TempDir(), "agent.yaml"), node: "n"}
+		if err := os.WriteFile(c.file, []byte(block), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.parts(); err != nil {
+			t.Errorf("%v in\n%s", err, block)
+		}
+		n++
+	}
+	if n == 0 {
+		t.Error("there is none")
+	}
+}
