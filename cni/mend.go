@@ -25,28 +25,25 @@ func Mend(stdin []byte, grace time.Duration) (mended int, err error) {
 	var specs []link.Spec
 	var errs []error
 	for _, l := range leases {
-		if time.Since(l.Since) < grace {
+		if young(l.Since, time.Now(), grace) {
 			continue
 		}
-		one := c
-		if l.Bridge == "" {
-			one.Bridge = nil
-		} else if c.Bridge == nil || c.Bridge.Name != l.Bridge {
-			continue // the mode was changed since, and how pods were on that bridge is not known any more
-		}
-		if l.MAC != "" {
-			if one.MAC, err = parseMAC(l.MAC); err != nil {
-				errs = append(errs, err)
-				continue
-			}
-		}
-		s, err := one.spec(&skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}, l.Addrs)
-		if err != nil {
+		s, err := c.attached(&skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}, l)
+		switch {
+		case errors.Is(err, errOther): // its bridge, or its gateway, is not known any more
+		case err != nil:
 			errs = append(errs, err)
-			continue
+		default:
+			specs = append(specs, s)
 		}
-		specs = append(specs, s)
 	}
 	mended, err = link.Mend(specs)
 	return mended, errors.Join(append(errs, err)...)
+}
+
+// young says whether the ADD that has taken a lease may be under way. Who has a lease of the future has it for longer: somebody has set the
+// clock back.
+func young(since, now time.Time, grace time.Duration) bool {
+	age := now.Sub(since)
+	return age >= 0 && age < grace
 }
