@@ -1,7 +1,7 @@
 package link
 
 import (
-	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -71,13 +71,12 @@ func (b *Bridge) ensure(h *netlink.Handle) (netlink.Link, error) {
 }
 
 // device is a bridge whose hardware address is its own, and for good: the kernel would take that of a port, and pods would have to ask
-// for their gateway's anew as ports come and go.
+// for their gateway's anew as ports come and go. One that somebody has deleted gets the same again, which pods know; no other node's has it.
 func (b *Bridge) device() netlink.Link {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = b.Name
-	random := make([]byte, 6)
-	_, _ = rand.Read(random) // never fails
-	attrs.HardwareAddr = mac(random)
+	sum := sha256.Sum256(fmt.Append(nil, b.Name, b.Gateways))
+	attrs.HardwareAddr = mac(sum[:6])
 	return &netlink.Bridge{LinkAttrs: attrs}
 }
 

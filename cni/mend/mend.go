@@ -151,21 +151,24 @@ const watchRetry = time.Second
 func (m *Mender) watch(ctx context.Context) {
 	for first := true; ctx.Err() == nil; first = false {
 		done := make(chan struct{})
-		ended := make(chan struct{}, 3)
+		ended := make(chan struct{}, 4)
 		links, routes, neighs := make(chan netlink.LinkUpdate, 64), make(chan netlink.RouteUpdate, 64), make(chan netlink.NeighUpdate, 64)
+		addrs := make(chan netlink.AddrUpdate, 64)
 		open := 0
-		for _, err := range []error{netlink.LinkSubscribe(links, done), netlink.RouteSubscribe(routes, done), netlink.NeighSubscribe(neighs, done)} {
+		for _, err := range []error{netlink.LinkSubscribe(links, done), netlink.RouteSubscribe(routes, done), netlink.NeighSubscribe(neighs, done),
+			netlink.AddrSubscribe(addrs, done)} {
 			if err == nil {
 				open++
 			}
 		}
-		if open == 3 {
+		if open == 4 {
 			if !first {
 				m.note(0, false, true) // between two subscriptions
 			}
 			go read(links, ended, m.linkNews)
 			go read(routes, ended, m.routeNews)
 			go read(neighs, ended, m.neighNews)
+			go read(addrs, ended, m.addrNews)
 			select {
 			case <-ctx.Done():
 			case <-ended:
@@ -221,6 +224,16 @@ func (m *Mender) routeNews(u netlink.RouteUpdate) {
 func (m *Mender) neighNews(u netlink.NeighUpdate) {
 	if u.Type == unix.RTM_DELNEIGH && u.Family != unix.AF_BRIDGE {
 		m.note(u.LinkIndex, true, false)
+	}
+}
+
+// addrNews is about addresses of bridges that go.
+func (m *Mender) addrNews(u netlink.AddrUpdate) {
+	if u.NewAddr {
+		return
+	}
+	if l, err := netlink.LinkByIndex(u.LinkIndex); err == nil && l.Type() == "bridge" {
+		m.note(0, false, true)
 	}
 }
 

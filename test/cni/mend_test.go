@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	plugin "github.com/ropewalk-net/ropewalk/cni"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/mend"
@@ -28,7 +30,7 @@ func TestMend(t *testing.T) {
 		{newRig, "", []string{"ip route del V4", "ip -6 route del V6", "ip neigh del V4 dev HOST", "ip -6 neigh del V6 dev HOST", "ip link set HOST down",
 			"ip neigh replace V4 lladdr 02:00:00:00:00:99 dev HOST nud permanent", "ip route flush root 10.244.0.0/16"}},
 		{newRig, "02:00:00:00:00:08", []string{"ip neigh del V4 dev HOST"}},
-		{newBridge, "", []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down", "ip link set HOST down"}},
+		{newBridge, "", []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down", "ip link set HOST down", "ip addr flush dev cni0", "ip addr del fd00:244::1/64 dev cni0"}},
 	} {
 		r := c.rig(t)
 		r.conf["cniVersion"], r.conf["name"] = "1.1.0", "rope"
@@ -52,6 +54,7 @@ func TestMend(t *testing.T) {
 		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
 			t.Errorf("%s: %d things were made again of what is right: %v", name, n, err)
 		}
+		gateway := hardwareOf(t, res.Interfaces[0].Name)
 		for _, damage := range c.damages {
 			cmd := strings.Fields(fill.Replace(damage))
 			netns.Run(t, cmd[0], cmd[1:]...)
@@ -72,6 +75,9 @@ func TestMend(t *testing.T) {
 			if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
 				t.Errorf("%s, %s: %d things were made once more: %v", name, damage, n, err)
 			}
+			if now := hardwareOf(t, res.Interfaces[0].Name); now != gateway {
+				t.Errorf("%s, %s: what the pod knows to be at %s is at %s", name, damage, gateway, now)
+			}
 		}
 		// The mode was changed under a pod of before.
 		r.conf["mode"] = map[any]string{"routed": "bridge", "bridge": "routed"}[r.conf["mode"]]
@@ -82,6 +88,9 @@ func TestMend(t *testing.T) {
 		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
 			t.Errorf("%s: %d things were made of a pod of the other mode: %v", name, n, err)
 		}
+		if err := r.check(name); r.conf["mode"] == "bridge" && err != nil || r.conf["mode"] == "routed" && (code(err) != 104 || !strings.Contains(err.Error(), "it is on bridge cni0")) {
+			t.Errorf("%s: after a change of the mode: %v", name, err)
+		}
 		netns.Run(t, "ip", "link", "del", host)
 		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
 			t.Errorf("%s: %d things were made for a pod that is gone: %v", name, n, err)
@@ -90,6 +99,16 @@ func TestMend(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// hardwareOf returns a link's hardware address.
+func hardwareOf(t *testing.T, name string) string {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.Attrs().HardwareAddr.String()
 }
 
 // TestMender holds that pods get back what was taken from them when the kernel tells of it, and not by somebody's looking again and again.
@@ -102,7 +121,7 @@ func TestMender(t *testing.T) {
 		damages []string
 	}{
 		{newRig, []string{"ip route del V4", "ip -6 route del V6", "ip neigh del V4 dev HOST", "ip link set HOST down"}},
-		{newBridge, []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down"}},
+		{newBridge, []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down", "ip addr flush dev cni0"}},
 	} {
 		r := c.rig(t)
 		name := r.conf["mode"].(string)
