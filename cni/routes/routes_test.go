@@ -20,6 +20,7 @@ import (
 
 	"github.com/ropewalk-net/ropewalk/cluster"
 	"github.com/ropewalk-net/ropewalk/cni"
+	"github.com/ropewalk-net/ropewalk/cni/antispoof"
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/overlay"
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
@@ -124,7 +125,7 @@ func TestRun(t *testing.T) {
 	}
 	without := node("n1", nil, []string{clusternet.Node4, clusternet.Node6})
 	inside := filepath.Join(t.TempDir(), "config")
-	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: inside, LocalhostPorts: true}, without, second)
+	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: inside, LocalhostPorts: true, Antispoof: true}, without, second)
 	for _, a := range []string{clusternet.Far4, clusternet.Far6} {
 		clusternet.Serve(t, clusternet.Far, net.JoinHostPort(a, "80"))
 	}
@@ -156,6 +157,9 @@ func TestRun(t *testing.T) {
 		})
 	}
 	outside(clusternet.Node4)
+	if out := netns.Run(t, "nft", "list", "table", "ip6", antispoof.Table); !strings.Contains(out, "fib saddr . iif") {
+		t.Error(out)
+	}
 	var conf struct {
 		CNIVersion string
 		Plugins    []struct {
