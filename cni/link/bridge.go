@@ -147,6 +147,15 @@ func (b *Bridge) plug(h *netlink.Handle, port int, pod net.HardwareAddr) error {
 	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("port of %s: %w", b.Name, err)
 	}
+	if b.SpoofCheck { // which a kernel that does not know it is silent about
+		have, err := portFlags(port)
+		if err == nil && !have[nl.IFLA_BRPORT_LOCKED] {
+			err = errors.New("the kernel cannot check hardware addresses: it needs Linux 5.18")
+		}
+		if err != nil {
+			return fmt.Errorf("port of %s: %w", b.Name, err)
+		}
+	}
 	// Sticky: what is sent from that address elsewhere does not move it there.
 	switch err := h.NeighAdd(forwarding(port, pod)); {
 	case errors.Is(err, unix.EEXIST):

@@ -34,6 +34,9 @@ type Config struct {
 	Registerer prometheus.Registerer
 }
 
+// share is how many times what the last look took news are gathered at least: somebody may take things all the time, from a node that has many.
+const share = 20
+
 // often is how often all is looked at that nobody has told of.
 const often = 5 * time.Minute
 
@@ -80,7 +83,7 @@ func (m *Mender) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { m.watch(ctx) })
-	next := time.Now() // when to look at all
+	next, settle := time.Now(), m.config.Settle // when to look at all
 	for {
 		select {
 		case <-ctx.Done():
@@ -97,11 +100,13 @@ func (m *Mender) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(m.config.Settle):
+		case <-time.After(settle):
 		}
 		if m.harmed() {
+			begun := time.Now()
 			m.mend()
 			next = time.Now().Add(m.config.Grace) // what was too young for this one
+			settle = min(max(m.config.Settle, share*time.Since(begun)), often)
 		}
 	}
 }

@@ -813,6 +813,8 @@ func TestStatusKernel(t *testing.T) {
 		{"all is there", "", ports, 0, ""},
 		{"no CAP_NET_ADMIN", "setpriv --bounding-set=-net_admin --inh-caps=-net_admin", nil, 50, "veth"},
 		{"no veth", "strace -f -qq -o /dev/null -e trace=sendto -e inject=sendto:error=EOPNOTSUPP", nil, 50, "veth"},
+		{"all is there for a bridge", "", map[string]any{"mode": "bridge"}, 0, ""},
+		{"no bridge", "strace -f -qq -o /dev/null -e trace=sendto -e inject=sendto:error=EOPNOTSUPP:when=2", map[string]any{"mode": "bridge"}, 50, "no bridge can be made"},
 		{"no nftables, and ports are passed on", "strace -f -qq -o /dev/null -e trace=sendmsg -e inject=sendmsg:error=EOPNOTSUPP", ports, 50, "nftables"},
 		{"no nftables, and ports are not passed on", "strace -f -qq -o /dev/null -e trace=sendmsg -e inject=sendmsg:error=EOPNOTSUPP", nil, 0, ""},
 		{"no place for leases", "", map[string]any{"dataDir": readOnly}, 50, "read-only"},
