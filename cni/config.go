@@ -95,7 +95,7 @@ type entry struct {
 		IPs          []string          `json:"ips"`
 		PortMappings []json.RawMessage `json:"portMappings"`
 		Bandwidth    json.RawMessage   `json:"bandwidth"`
-		IPRanges     [][]ipRange       `json:"ipRanges"`
+		IPRanges     []ipRanges        `json:"ipRanges"`
 		MAC          string            `json:"mac"`
 		Annotations  map[string]string `json:"io.kubernetes.cri.pod-annotations"`
 	} `json:"runtimeConfig"`
@@ -107,6 +107,17 @@ type ipRange struct {
 	RangeStart string `json:"rangeStart"`
 	RangeEnd   string `json:"rangeEnd"`
 	Gateway    string `json:"gateway"`
+}
+
+// ipRanges are those that a pod has one address of. One may stand for itself, as containerd's go-cni writes it.
+type ipRanges []ipRange
+
+func (r *ipRanges) UnmarshalJSON(b []byte) error {
+	if bytes.HasPrefix(b, []byte("{")) {
+		*r = make(ipRanges, 1)
+		return json.Unmarshal(b, &(*r)[0])
+	}
+	return json.Unmarshal(b, (*[]ipRange)(r))
 }
 
 // ParseConfig reads what the runtime gives on standard input and in CNI_ARGS. Errors are of type *types.Error: what cannot be decoded, is not

@@ -47,6 +47,8 @@ func TestParseConfig(t *testing.T) {
 		{`{"ranges":["10.0.0.0/30"],"masquerade":true,"runtimeConfig":{"portMappings":[],"bandwidth":{},"ipRanges":null,
 			"io.kubernetes.cri.pod-annotations":{"ropewalk.dev/ips":"","ropewalk.dev/mac":""}}}`,
 			Config{MTU: 1500, DataDir: DefaultDataDir, Masquerade: true, Pools: pools("10.0.0.0/30")}},
+		{`{"runtimeConfig":{"ipRanges":[{"Subnet":"10.1.0.0/24","RangeStart":"","RangeEnd":"","Gateway":""},[{"subnet":"fd00::/112"}]]}}`,
+			Config{MTU: 1500, DataDir: DefaultDataDir, Pools: pools("10.1.0.0/24", "fd00::/112")}},
 		{`{"mode":"bridge","ranges":["10.0.0.0/24"]}`, Config{MTU: 1500, DataDir: DefaultDataDir, Pools: pools("10.0.0.0/24"), Bridge: &link.Bridge{Name: "rw0", Hairpin: true}}},
 		{`{"mode":"bridge","bridge":"br7","hairpinMode":false,"macspoofchk":true,"args":{"cni":{"ips":["10.0.0.9"],"mac":"02:00:00:00:00:01"}},
 			"runtimeConfig":{"ipRanges":[[{"subnet":"10.1.0.0/24","rangeStart":"10.1.0.5","gateway":"10.1.0.254"},{"subnet":"10.2.0.0/24","rangeEnd":"10.2.0.9"}],[]],

@@ -57,9 +57,12 @@ func same(a, b fs.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// read returns what is in a file, and its info as of then; errBusy if the file changed meanwhile.
+// read returns what is in a file, and its info as of then; errBusy if the file changed meanwhile, or went since it was listed.
 func read(path string) ([]byte, fs.FileInfo, error) {
 	f, err := os.Open(path)
+	if _, gone := os.Lstat(path); errors.Is(err, fs.ErrNotExist) && errors.Is(gone, fs.ErrNotExist) {
+		return nil, nil, errBusy
+	}
 	if err != nil {
 		return nil, nil, err
 	}

@@ -3,7 +3,9 @@ package manifests
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -738,5 +740,20 @@ func TestNotFiles(t *testing.T) {
 	}
 	if s.refresh(nil); s.Age() != 0 {
 		t.Errorf("age %v, want 0", s.Age())
+	}
+}
+
+// TestReadGone holds that a file which goes after it was listed is no error of the directory's, and that a link that leads nowhere is.
+func TestReadGone(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(dir, "link.yaml")
+	if err := os.Symlink("nowhere", link); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := read(filepath.Join(dir, "gone.yaml")); !errors.Is(err, errBusy) {
+		t.Errorf("gone: %v", err)
+	}
+	if _, _, err := read(link); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a link that leads nowhere: %v", err)
 	}
 }

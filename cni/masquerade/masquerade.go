@@ -22,7 +22,7 @@ type Config struct {
 	// Pods are the ranges that this node's pods have addresses from.
 	Pods []netip.Prefix
 	// Inside are destinations that see the pods' own addresses: the cluster's pods, services and nodes, and what the operator names. Link-local
-	// addresses and groups are always inside.
+	// addresses and groups are always inside. In order (netip.Prefix.Compare) they take less time.
 	Inside []netip.Prefix
 }
 
@@ -101,7 +101,7 @@ var setNames = [2]string{"pods", "inside"}
 func setsOf(c Config) (s sets) {
 	for i, f := range families {
 		bits := int(f.addr.Bytes) * 8
-		s[i] = [2][]span{spans(c.Pods, bits), spans(slices.Concat(always, c.Pods, c.Inside), bits)}
+		s[i] = [2][]span{spans(bits, c.Pods), spans(bits, always, c.Pods, c.Inside)}
 	}
 	return s
 }

@@ -38,7 +38,7 @@ func TestElements(t *testing.T) {
 		{1, nil, ""},
 	} {
 		var b strings.Builder
-		list := spans(test.in, int(families[test.family].addr.Bytes)*8)
+		list := spans(int(families[test.family].addr.Bytes)*8, test.in[:len(test.in)/2], test.in[len(test.in)/2:])
 		if again, ok := spansOf(elements(list)); !ok || !slices.Equal(again, list) {
 			t.Errorf("%v read back is %v", list, again)
 		}

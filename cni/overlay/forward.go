@@ -74,16 +74,16 @@ func (c *changer) keepAdvertised() {
 	}
 }
 
-// Loosen has the links that have a node's own addresses take packets that come for it from other nodes' pods, and returns how many things it
-// had to change. They come without the tunnel, and replies go by the tunnel: a strict rp_filter would drop them (RFC 3704; some distributions
-// ask for one). What is off stays off, and IPv6 knows no such thing.
-func Loosen(node []netip.Addr) (changes int, err error) {
+// Loosen has the links that have one of these addresses, the node's own and its tunnel's, take packets that do not come by the way that replies
+// go, and returns how many things it had to change. What pods send to another node itself comes without the tunnel, and the replies go by
+// it: a strict rp_filter would drop them (RFC 3704; some distributions ask for one). What is off stays off, and IPv6 knows no such thing.
+func Loosen(of []netip.Addr) (changes int, err error) {
 	c := &changer{}
 	addrs, err := list(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	c.ok("addresses", err)
 	for _, have := range addrs {
 		a, _ := netip.AddrFromSlice(have.IP)
-		if !slices.Contains(node, a.Unmap()) {
+		if !slices.Contains(of, a.Unmap()) {
 			continue
 		}
 		link, err := netlink.LinkByIndex(have.LinkIndex)

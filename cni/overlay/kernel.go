@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel makes the network namespace of the calling thread have what plans say. What is not its own it leaves alone: routes of its own
-// have Protocol, and the tunnel's device has Device for a name.
+// Kernel says what plans do not of what a Keeper makes. What is not its own it leaves alone: routes of its own have Protocol, and the tunnel's
+// device has Device for a name.
 type Kernel struct {
 	Device string // of the tunnel
 	VNI    int
@@ -37,7 +37,7 @@ func Overhead(local netip.Addr) int {
 // ErrForeign is wrapped if something of somebody else is in the way.
 var ErrForeign = errors.New("somebody else's")
 
-// Remove takes away all that is ours.
+// Remove takes away all that is ours from the network namespace of the calling thread.
 func (k Kernel) Remove() error {
 	_, err := new(Keeper).Put(k, Plan{}, true)
 	return err

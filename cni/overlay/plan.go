@@ -1,15 +1,13 @@
 // Package overlay leads packets for the pods of other nodes to these nodes: what flannel's backends host-gw and vxlan do.
 //
-// plan.go decides, from what the cluster says of its nodes, which routes, neighbours and forwarding entries there are to be; kernel.go makes
-// the kernel have them, and nothing else that is ours.
+// plan.go decides, from what the cluster says of its nodes, which routes, neighbours and forwarding entries there are to be, and planner.go what
+// of it a change changes; keeper.go and kernel.go make the kernel have them, and nothing else that is ours; watch.go hears what others do to it.
 package overlay
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"iter"
 	"net"
 	"net/netip"
 	"slices"
@@ -96,45 +94,7 @@ var ErrNode = errors.New("node")
 // A range of pods is left out that has a node's address in it, or overlaps with another's: whoever may write Node objects could
 // otherwise lead all packets wherever he likes. The first by name keeps it, and this node's own come before all.
 func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Plan, error) {
-	plan := Plan{Routes: make(map[netip.Prefix]Route, 2*len(others)), near: direct != nil}
-	if mode == Cloud {
-		return plan, nil
-	}
-	var errs []error
-	if mode == VXLAN {
-		if len(self.Addrs) == 0 {
-			return plan, fmt.Errorf("%w %s, this one, has no address: a tunnel has no end", ErrNode, self.Name)
-		}
-		plan.Tunnel = &Tunnel{Local: self.Addrs[0], MAC: macOf(self.Name), Neighbors: make(map[netip.Addr]MAC, 2*len(others)), Forward: make(map[MAC]netip.Addr, len(others))}
-		for _, p := range self.PodCIDRs {
-			plan.Tunnel.Addrs = append(plan.Tunnel.Addrs, p.Masked().Addr())
-		}
-	}
-	if byName := func(a, b Node) int { return cmp.Compare(a.Name, b.Name) }; !slices.IsSortedFunc(others, byName) {
-		others = slices.SortedFunc(slices.Values(others), byName)
-	}
-	taken := newRanges(self, others)
-	for _, p := range self.PodCIDRs {
-		taken.add(p.Masked())
-	}
-	for _, n := range others {
-		if n.Name == self.Name {
-			continue
-		}
-		for _, p := range n.PodCIDRs {
-			p = p.Masked()
-			err := taken.check(p)
-			if err == nil {
-				err = plan.lead(mode, self, n, p, direct)
-			}
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%w %s, pods %s: %w", ErrNode, n.Name, p, err))
-				continue
-			}
-			taken.add(p)
-		}
-	}
-	return plan, errors.Join(errs...)
+	return new(Planner).Make(mode, self, others, direct)
 }
 
 // lead adds what leads to a range of a node's pods. A node that has an address of this one's, such as its object of a former name, would lead
@@ -168,74 +128,6 @@ func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(neti
 	}
 	p.Routes[pods] = Route{Dst: pods, Via: via, Tunnel: true}
 	p.Tunnel.Neighbors[via], p.Tunnel.Forward[mac] = mac, end
-	return nil
-}
-
-// ranges are those that are taken. Nodes' ranges are of few lengths, so that all that have to do with another are found by asking for each.
-type ranges struct {
-	lengths map[int]bool // of all nodes' ranges, of both families
-	taken   map[netip.Prefix]bool
-	within  map[netip.Prefix]netip.Prefix // a range that is taken, by those around it
-	nodes   map[netip.Prefix]netip.Addr   // a node's address, by the ranges around it
-}
-
-func newRanges(self Node, others []Node) ranges {
-	all := append([]Node{self}, others...)
-	r := ranges{map[int]bool{}, make(map[netip.Prefix]bool, 2*len(all)), map[netip.Prefix]netip.Prefix{}, make(map[netip.Prefix]netip.Addr, 2*len(all))}
-	for _, n := range all {
-		for _, p := range n.PodCIDRs {
-			r.lengths[p.Bits()] = true
-		}
-	}
-	for _, n := range all {
-		for _, a := range n.Addrs {
-			for around := range r.around(a, a.BitLen()) {
-				if _, ok := r.nodes[around]; !ok {
-					r.nodes[around] = a
-				}
-			}
-		}
-	}
-	return r
-}
-
-// around returns the ranges that an address is in, of the lengths that nodes' ranges have, and of so many bits at most.
-func (r *ranges) around(a netip.Addr, bits int) iter.Seq[netip.Prefix] {
-	return func(yield func(netip.Prefix) bool) {
-		for n := range r.lengths {
-			if n > bits {
-				continue
-			}
-			if p, err := a.Prefix(n); err == nil && !yield(p) {
-				return
-			}
-		}
-	}
-}
-
-func (r *ranges) add(p netip.Prefix) {
-	r.taken[p] = true
-	for around := range r.around(p.Addr(), p.Bits()-1) {
-		if _, ok := r.within[around]; !ok {
-			r.within[around] = p
-		}
-	}
-}
-
-// check returns why a range cannot be a node's.
-func (r *ranges) check(p netip.Prefix) error {
-	other, ok := r.within[p]
-	for around := range r.around(p.Addr(), p.Bits()) {
-		if r.taken[around] {
-			other, ok = around, true
-		}
-	}
-	if ok {
-		return fmt.Errorf("it overlaps with %s", other)
-	}
-	if a, ok := r.nodes[p]; ok {
-		return fmt.Errorf("a node's address, %s, is in it", a)
-	}
 	return nil
 }
 

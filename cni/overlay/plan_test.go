@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func node(name string, fields ...string) Node {
@@ -108,6 +110,72 @@ func TestMany(t *testing.T) {
 	for m := range maps.Keys(plan.Tunnel.Forward) {
 		if m[0]&3 != 2 {
 			t.Fatalf("%s is no local address of one host", m)
+		}
+	}
+}
+
+// TestPlanner holds that a plan which follows changes is the one that is made of all nodes, whatever is wrong with some, and that what goes and
+// comes is the difference; and that where nothing is wrong a change is followed without making all anew.
+func TestPlanner(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for _, mode := range []Mode{Direct, VXLAN, Cloud} {
+		for _, wrong := range []int{0, 20} { // of 100
+			var x Planner
+			self := node("self", "10.0.0.0/24", "fd00::/64", "192.0.2.1", "2001:db8::1")
+			near := func(a netip.Addr) bool { return a.AsSlice()[a.BitLen()/8-1]&1 == 0 }
+			nodes, direct := map[string]Node{}, near
+			plan, _ := x.Make(mode, self, nil, direct)
+			followed := 0
+			for step := range 500 {
+				changed := map[string]Node{}
+				for range 1 + r.IntN(3) {
+					i := 1 + r.IntN(30)
+					n := node(fmt.Sprint("n", i), fmt.Sprintf("192.0.2.%d", 1+i))
+					for _, p := range []string{fmt.Sprintf("10.0.%d.0/24", i), fmt.Sprintf("fd00:0:0:%x::/64", i)}[:r.IntN(3)] {
+						n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(p))
+					}
+					if r.IntN(2) == 0 {
+						n.Addrs = append(n.Addrs, netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", 1+i+r.IntN(2)*100)))
+					} else {
+						n.PodCIDRs = n.PodCIDRs[:min(1, len(n.PodCIDRs))]
+					}
+					if r.IntN(100) < wrong {
+						odd := []string{"10.0.1.0/25", "10.0.0.0/16", "192.0.2.0/24", "fd00::/60", "10.0.2.0/24", "::/0"}
+						n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(odd[r.IntN(len(odd))]))
+						n.Addrs[0] = netip.MustParseAddr([]string{"192.0.2.1", "10.0.3.7", "192.0.2.9"}[r.IntN(3)])
+					}
+					if r.IntN(3) == 0 {
+						n = Node{}
+					}
+					changed[fmt.Sprint("n", i)] = n
+				}
+				for name, n := range changed {
+					if nodes[name] = n; n.Name == "" {
+						delete(nodes, name)
+					}
+				}
+				all := slices.Collect(maps.Values(nodes))
+				want, wantErr := Make(mode, self, all, direct)
+				before := plan.clone()
+				var err error
+				gone, come, ok := x.Change(changed)
+				if ok {
+					followed++
+					before.remove(gone)
+					before.add(come)
+					if d := cmp.Diff(want, before, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}), cmp.AllowUnexported(Plan{})); d != "" {
+						t.Fatalf("mode %d, step %d: %s", mode, step, d)
+					}
+				} else {
+					plan, err = x.Make(mode, self, all, direct)
+				}
+				if d := cmp.Diff(want, plan, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}), cmp.AllowUnexported(Plan{})); d != "" || fmt.Sprint(err) != fmt.Sprint(wantErr) {
+					t.Fatalf("mode %d, step %d, followed %t: %s, %v, want %v", mode, step, ok, d, err, wantErr)
+				}
+			}
+			if all := wrong == 0 || mode == Cloud; all && followed < 490 || followed == 0 {
+				t.Errorf("mode %d, %d of 100 wrong: %d of 500 changes followed", mode, wrong, followed)
+			}
 		}
 	}
 }

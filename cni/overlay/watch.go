@@ -144,7 +144,7 @@ func (w *wanted) neighNews(u netlink.NeighUpdate) bool {
 	return !t.knows(u.Neigh) && (ok || u.Family == unix.AF_BRIDGE || u.State&netlink.NUD_PERMANENT != 0)
 }
 
-// subscribe has events get one for what a subscription tells and is news, until done or until it ends. Before the first Put nothing is.
+// subscribe has events get one for what a subscription tells and is news, until done or until it ends.
 func subscribe[T any](x *Keeper, begin func(chan<- T, <-chan struct{}) error, done <-chan struct{}, events chan<- struct{}, news func(*wanted, T) bool) (<-chan struct{}, error) {
 	updates, ended := make(chan T, 16), make(chan struct{})
 	if err := begin(updates, done); err != nil {
@@ -153,7 +153,10 @@ func subscribe[T any](x *Keeper, begin func(chan<- T, <-chan struct{}) error, do
 	go func() {
 		defer close(ended)
 		for u := range updates {
-			if w := x.want.Load(); w == nil || !news(w, u) {
+			x.mu.Lock()
+			ok := news(&x.want, u)
+			x.mu.Unlock()
+			if !ok {
 				continue
 			}
 			select {

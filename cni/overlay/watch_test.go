@@ -48,7 +48,7 @@ func (l *listener) news() (out []string) {
 	l.mark++
 	mark := fmt.Sprintf("198.18.0.%d", l.mark)
 	netns.Batch(l, l.node, strings.ReplaceAll("link set lo alias M\nroute add M/32 dev lo\naddr add M/32 dev lo\nneigh add M lladdr 02:00:00:00:00:01 dev eth0 nud permanent\n", "M", mark))
-	w, late := l.x.want.Load(), time.After(10*time.Second)
+	w, late := &l.x.want, time.After(10*time.Second)
 	for left := 4; left > 0; {
 		what, news, marked := "", false, false
 		select {
@@ -218,4 +218,39 @@ func TestWatch(t *testing.T) {
 	cancel()
 	<-ended
 	goleak.VerifyNone(t, before)
+}
+
+// TestLost holds that where the kernel could not tell all, since nobody read it, that is told.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	var x Keeper
+	ctx, cancel := context.WithCancel(t.Context())
+	told, ended := make(chan struct{}, 100), make(chan struct{})
+	go func() {
+		defer close(ended)
+		x.Watch(ctx, func() { told <- struct{}{} })
+	}()
+	wait := func(what string) {
+		t.Helper()
+		select {
+		case <-told:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s is not told", what)
+		}
+	}
+	wait("the beginning")
+	var batch strings.Builder
+	for i := range 20000 { // none of which is news
+		fmt.Fprintf(&batch, "route add 10.%d.%d.0/24 dev lo\n", i>>8, i&255)
+	}
+	x.mu.Lock()
+	netns.Batch(t, "", batch.String())
+	x.mu.Unlock()
+	wait("what was lost")
+	wait("the new beginning")
+	cancel()
+	<-ended
 }

@@ -4,6 +4,7 @@
 package routes
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,29 +74,29 @@ type Routes struct {
 	mu      sync.Mutex
 	nodes   objects[overlay.Node]
 	cidrs   objects[[]netip.Prefix]
-	version uint64 // of nodes and cidrs
-	ready   error  // nil once all is as it should be
-	given   []byte // the plugin's configuration
-	told    string // what the log was told last of nodes that are wrong
+	changed map[cluster.Key]bool // nodes, since the last view
+	whole   bool                 // that does not tell all
+	ready   error                // nil once all is as it should be
+	given   []byte               // the plugin's configuration
+	told    string               // what the log was told last of nodes that are wrong
 	desired counts
 
 	// What follows is for Run alone.
 	keeper  overlay.Keeper
 	tables  masquerade.Tables
-	looked  time.Time // when the kernel was last looked at; zero if that is to be done again
-	planned planned
+	looked  time.Time    // when the kernel was last looked at; zero if that is to be done again
+	self    overlay.Node // as of the last view
+	planner overlay.Planner
+	plan    overlay.Plan
+	wrong   error // with nodes
+	behind  bool  // these, or what is inside, do not know all of the views so far
+	inside  inside
 	mtu     int                 // as of the last look
 	near    map[netip.Addr]bool // which are on a link, as of the last look
+	loose   []netip.Addr        // whose links were looked at, as of the last look
 	removed bool                // the masquerading of an earlier process
 	guarded error               // why antispoof is not as it should be
 	limit   limit
-}
-
-// planned is a plan for a version of the view.
-type planned struct {
-	version uint64
-	plan    overlay.Plan
-	wrong   error
 }
 
 type counts struct{ nodes, routes int }
@@ -152,7 +153,7 @@ func New(c Config) (*Routes, error) {
 	if c.Patience == 0 {
 		c.Patience = patience
 	}
-	r := &Routes{config: c, kick: make(chan struct{}, 1), ready: errors.New("not all nodes have been heard of yet"), near: map[netip.Addr]bool{}}
+	r := &Routes{config: c, kick: make(chan struct{}, 1), ready: errors.New("not all nodes have been heard of yet"), near: map[netip.Addr]bool{}, whole: true, changed: map[cluster.Key]bool{}}
 	r.nodes = objects[overlay.Node]{equal: overlay.Node.Equal, all: map[cluster.Key]overlay.Node{}}
 	r.cidrs = objects[[]netip.Prefix]{equal: slices.Equal[[]netip.Prefix], all: map[cluster.Key][]netip.Prefix{}}
 	var err error
@@ -176,16 +177,18 @@ func (r *Routes) apply(c cluster.Change) (changed bool) {
 		if c.Op == cluster.Upsert {
 			n = nodeOf(c.Object.(*cluster.Node))
 		}
-		changed = r.nodes.apply(c, n)
+		if changed = r.nodes.apply(c, n); changed {
+			r.changed[c.Key] = true
+		}
+		if changed && c.Op == cluster.Synced || len(r.changed) > len(r.nodes.all) { // so that it stays short
+			r.whole, r.changed = true, map[cluster.Key]bool{}
+		}
 	case cluster.KindServiceCIDR:
 		var cidrs []netip.Prefix
 		if c.Op == cluster.Upsert {
 			cidrs = c.Object.(*cluster.ServiceCIDR).CIDRs
 		}
 		changed = r.cidrs.apply(c, cidrs)
-	}
-	if changed {
-		r.version++
 	}
 	return changed
 }
@@ -239,8 +242,8 @@ const (
 
 // Run keeps the kernel right until ctx ends. What is in the kernel stays there: pods go on to talk to each other.
 //
-// All that the kernel has is looked at in the beginning, after an error, each minute, and when the kernel tells what is not as it is to be, or
-// may not have told all. A change of the cluster has that sent which is different, and nothing looked at.
+// All that the kernel has is looked at in the beginning, after an error, each minute, when this node has changed, and when the kernel tells what is not
+// as it is to be, or may not have told all. A change of the cluster has that sent which is different, and nothing looked at.
 func (r *Routes) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -283,10 +286,12 @@ func (r *Routes) Run(ctx context.Context) error {
 
 // view is what the cluster says.
 type view struct {
-	version uint64
-	self    overlay.Node
-	others  []overlay.Node
-	cidrs   []netip.Prefix // of services
+	self   overlay.Node
+	cidrs  []netip.Prefix // of services
+	others int
+	// changed are other nodes by their names that are different since the last view, without a Node if they are gone. It is nil if that is not
+	// known: then all are to be looked at.
+	changed map[string]overlay.Node
 }
 
 func (r *Routes) view() (v view, err error) {
@@ -295,26 +300,39 @@ func (r *Routes) view() (v view, err error) {
 	if !r.nodes.synced || !r.cidrs.synced {
 		return v, errors.New("not all nodes have been heard of yet")
 	}
-	v.version = r.version
-	for _, k := range slices.SortedFunc(maps.Keys(r.nodes.all), cluster.Key.Compare) {
-		n := r.nodes.all[k]
-		if n.Name == r.config.NodeName {
-			v.self = n
-		} else {
-			v.others = append(v.others, n)
-		}
-	}
-	for _, c := range r.cidrs.all {
-		v.cidrs = append(v.cidrs, c...)
-	}
-	slices.SortFunc(v.cidrs, netip.Prefix.Compare)
+	own := cluster.Key{Name: r.config.NodeName}
+	v.self = r.nodes.all[own]
 	switch {
 	case v.self.Name == "":
 		return v, fmt.Errorf("the API server has no node %s yet; is --node-name right?", r.config.NodeName)
 	case len(v.self.PodCIDRs) == 0:
 		return v, fmt.Errorf("node %s has no podCIDRs yet; does the controller manager allocate them (--allocate-node-cidrs)?", r.config.NodeName)
 	}
+	v.others = len(r.nodes.all) - 1
+	for _, c := range r.cidrs.all {
+		v.cidrs = append(v.cidrs, c...)
+	}
+	if !r.whole && !r.changed[own] {
+		v.changed = make(map[string]overlay.Node, len(r.changed))
+		for k := range r.changed {
+			v.changed[k.Name] = r.nodes.all[k]
+		}
+	}
+	r.whole, r.changed = false, map[cluster.Key]bool{}
 	return v, nil
+}
+
+// others returns all other nodes by their names, in order.
+func (r *Routes) others() (out []overlay.Node) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.nodes.all {
+		if n.Name != r.config.NodeName {
+			out = append(out, n)
+		}
+	}
+	slices.SortFunc(out, func(a, b overlay.Node) int { return cmp.Compare(a.Name, b.Name) })
+	return out
 }
 
 func nodeOf(n *cluster.Node) overlay.Node {
@@ -349,9 +367,10 @@ func (r *Routes) sync() error {
 }
 
 func (r *Routes) put(v view) error {
+	r.behind = r.behind || v.changed == nil
 	begun := time.Now()
-	if r.doubted.Swap(false) {
-		r.looked = time.Time{}
+	if r.doubted.Swap(false) || !r.self.Equal(v.self) {
+		r.looked, r.self = time.Time{}, v.self
 	}
 	now := begun.Sub(r.looked) >= look
 	if now {
@@ -360,19 +379,16 @@ func (r *Routes) put(v view) error {
 	}
 	kernel, err := r.kernel(v)
 	if err != nil {
+		r.behind, r.looked = true, time.Time{}
 		return err
 	}
-	plan, wrong := r.plan(v, now)
-	r.tell(wrong, counts{len(v.others), len(plan.Routes)})
-	if plan.Routes == nil || r.config.Mode == overlay.VXLAN && plan.Tunnel == nil {
-		return wrong
+	n, err := r.lead(v, kernel, now)
+	if r.plan.Routes == nil || r.config.Mode == overlay.VXLAN && r.plan.Tunnel == nil {
+		return err
 	}
-	forwarding, err := forward(v.self, plan)
-	looks := r.keeper.Looks()
-	n, err2 := r.keeper.Put(kernel, plan, now)
-	r.metrics.looks.Add(float64(r.keeper.Looks() - looks))
+	forwarding, err2 := r.forward(v.self, r.plan, now)
 	r.metrics.changes.Add(float64(forwarding + n))
-	switch err = errors.Join(err, err2); {
+	switch err = errors.Join(err2, err); {
 	case err != nil:
 		r.metrics.failures.Inc()
 		r.looked = time.Time{}
@@ -383,30 +399,57 @@ func (r *Routes) put(v view) error {
 	if now {
 		r.antispoof()
 	}
-	return errors.Join(err, r.limited(missing(err, plan, kernel.Device)), r.announce(v, kernel.MTU))
+	return errors.Join(err, r.limited(missing(err, r.plan, kernel.Device)), r.announce(v, kernel.MTU))
 }
 
-// forward has the kernel let packets of pods through.
-func forward(self overlay.Node, plan overlay.Plan) (changes int, err error) {
+// forward has the kernel let packets of pods through. Links are looked at with everything else, and when the node's addresses have changed.
+func (r *Routes) forward(self overlay.Node, plan overlay.Plan, now bool) (changes int, err error) {
 	changes, err = overlay.Forward(self.PodCIDRs)
 	if plan.Tunnel == nil {
 		return changes, err
 	}
-	n, err2 := overlay.Loosen(self.Addrs)
+	addrs := slices.Concat(self.Addrs, plan.Tunnel.Addrs)
+	if !now && slices.Equal(addrs, r.loose) {
+		return changes, err
+	}
+	n, err2 := overlay.Loosen(addrs)
+	r.loose = addrs
 	return changes + n, errors.Join(err, err2)
 }
 
-// plan makes what was planned last do while the view is the same. Where it depends on this node's links that ends with a look.
-func (r *Routes) plan(v view, now bool) (overlay.Plan, error) {
-	var direct func(netip.Addr) bool
-	if r.config.NearDirect {
-		direct = r.onLink
+// lead has the kernel lead packets to nodes: to those that have changed where that is all there is to do.
+func (r *Routes) lead(v view, k overlay.Kernel, now bool) (changes int, err error) {
+	direct := r.onLink
+	if !r.config.NearDirect {
+		direct = nil
 	}
-	if r.planned.version != v.version || now && direct != nil {
-		plan, wrong := overlay.Make(r.config.Mode, v.self, v.others, direct)
-		r.planned = planned{v.version, plan, wrong}
+	looks := r.keeper.Looks()
+	defer func() { r.metrics.looks.Add(float64(r.keeper.Looks() - looks)) }()
+	whole := r.behind || now && direct != nil
+	if !whole {
+		gone, come, ok := r.planner.Change(v.changed)
+		whole = !ok
+		if ok {
+			r.inside.change(v.changed)
+			r.tell(nil, counts{v.others, len(r.plan.Routes)})
+			if !now {
+				if changes, ok := r.keeper.Change(k, gone, come); ok {
+					return changes, nil
+				}
+			}
+		}
 	}
-	return r.planned.plan, r.planned.wrong
+	if whole {
+		others := r.others()
+		r.plan, r.wrong = r.planner.Make(r.config.Mode, v.self, others, direct)
+		r.inside.reset(others)
+		r.behind = false
+		r.tell(r.wrong, counts{len(others), len(r.plan.Routes)})
+		if r.plan.Routes == nil || r.config.Mode == overlay.VXLAN && r.plan.Tunnel == nil {
+			return 0, r.wrong
+		}
+	}
+	return r.keeper.Put(k, r.plan, now)
 }
 
 // onLink asks the kernel once for each address from one look to the next.
@@ -522,13 +565,8 @@ func (r *Routes) masquerade(v view, now bool) error {
 			return err // what was there last stays
 		}
 	}
-	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: slices.Concat(r.config.Inside, more, v.cidrs)}
-	for _, n := range append([]overlay.Node{v.self}, v.others...) {
-		c.Inside = append(c.Inside, n.PodCIDRs...)
-		for _, a := range n.Addrs {
-			c.Inside = append(c.Inside, netip.PrefixFrom(a, a.BitLen()))
-		}
-	}
+	own := slices.Concat(r.config.Inside, more, v.cidrs, prefixesOf(v.self))
+	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: r.inside.with(own)}
 	changed, err := r.tables.Apply(c, now)
 	if err != nil {
 		r.metrics.failures.Inc()

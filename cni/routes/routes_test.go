@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -293,6 +294,96 @@ func TestApply(t *testing.T) {
 	step("a stranger goes", false, cluster.Deleted(cluster.KindNode, cluster.Key{Name: "n2"}, time.Time{}))
 	step("a range of services", true, up(&cluster.ServiceCIDR{Name: "a", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}}))
 	step("the same", false, up(&cluster.ServiceCIDR{Name: "a", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}}))
+}
+
+// TestFollow holds that whatever changes, a node or many, this one, a listing of all, with something wrong or without, the kernel has in the end what it
+// would have if all had been there from the beginning: a look at it finds nothing to change.
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	if !netns.Enter(t) {
+		return
+	}
+	netns.Batch(t, "", "link add eth0 type veth peer name far\nlink set eth0 up\nlink set far up\naddr add 172.16.0.1/16 dev eth0\naddr add fd00:1::1/64 dev eth0 nodad\nroute add default via 172.16.0.99\n")
+	rnd := rand.New(rand.NewPCG(5, 6))
+	random := func(i int) *cluster.Node {
+		addrs := []string{fmt.Sprintf("172.16.%d.%d", rnd.IntN(2), 1+i), fmt.Sprintf("fd00:1::%x", 1+i)}
+		cidrs := []string{fmt.Sprintf("10.244.%d.0/24", i), fmt.Sprintf("fd00:244:0:%x::/64", i)}
+		if rnd.IntN(3) == 0 {
+			addrs[0] = fmt.Sprintf("198.51.100.%d", 1+i) // far away
+		}
+		switch rnd.IntN(20) {
+		case 0:
+			cidrs = append(cidrs, []string{"10.244.0.0/16", "172.16.1.0/24", "10.244.3.0/25"}[rnd.IntN(3)])
+		case 1:
+			cidrs = cidrs[:1]
+		}
+		return node(fmt.Sprint("n", i), cidrs, addrs)
+	}
+	for _, near := range []bool{false, true} {
+		r, err := New(Config{NodeName: "n0", Mode: overlay.VXLAN, NearDirect: near, Masquerade: true, Kernel: overlay.Kernel{Device: "rw-vxlan", VNI: 1, Port: 8472, MTU: 1400}, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := map[int]*cluster.Node{}
+		put := func(i int) {
+			all[i] = random(i)
+			r.Apply(cluster.Upserted(all[i], time.Time{}))
+		}
+		list := func() {
+			r.Apply(cluster.Change{Op: cluster.Replace, Kind: cluster.KindNode})
+			for _, n := range all {
+				r.Apply(cluster.Upserted(n, time.Time{}))
+			}
+			r.Apply(cluster.Change{Op: cluster.Synced, Kind: cluster.KindNode})
+		}
+		r.Apply(cluster.Change{Op: cluster.Replace, Kind: cluster.KindServiceCIDR})
+		r.Apply(cluster.Change{Op: cluster.Synced, Kind: cluster.KindServiceCIDR})
+		put(0)
+		list()
+		for step := range 150 {
+			for range rnd.IntN(4) {
+				switch i := 1 + rnd.IntN(12); rnd.IntN(12) {
+				case 0:
+					delete(all, i)
+					list()
+				case 1:
+					put(0)
+				case 2:
+					r.doubt()
+				case 3, 4, 5:
+					delete(all, i)
+					r.Apply(cluster.Deleted(cluster.KindNode, cluster.Key{Name: fmt.Sprint("n", i)}, time.Time{}))
+				default:
+					put(i)
+				}
+			}
+			if err := r.sync(); err != nil {
+				t.Fatal(err)
+			}
+			var others []overlay.Node
+			c := masquerade.Config{Pods: all[0].PodCIDRs}
+			for i, n := range all {
+				c.Inside = append(c.Inside, prefixesOf(nodeOf(n))...)
+				if i != 0 {
+					others = append(others, nodeOf(n))
+				}
+			}
+			var direct func(netip.Addr) bool
+			if near {
+				direct = overlay.OnLink
+			}
+			plan, _ := overlay.Make(overlay.VXLAN, nodeOf(all[0]), others, direct)
+			if n, err := new(overlay.Keeper).Put(r.config.Kernel, plan, true); n != 0 || err != nil {
+				t.Fatalf("near %t, step %d: %d changes, %v", near, step, n, err)
+			}
+			if changed, err := new(masquerade.Tables).Apply(c, true); changed || err != nil {
+				t.Fatalf("near %t, step %d: the masquerading was wrong, %v", near, step, err)
+			}
+		}
+		if n := r.keeper.Looks(); n > 75 {
+			t.Errorf("near %t: %d looks", near, n)
+		}
+	}
 }
 
 // TestTakeover holds that a node is put right on which another configuration has run, and a process was killed as it wrote.

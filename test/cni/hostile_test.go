@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -127,13 +128,19 @@ func TestHostile(t *testing.T) {
 				t.Errorf("%s, %s: no code, %.200s", c.what, command, got.Error.Error())
 			}
 		}
-		r.empty(c.what)
-		if diff := cmp.Diff(before, state(t)); diff != "" {
-			t.Errorf("%s: %s", c.what, diff)
+		if l := r.leases(); len(l) > 0 {
+			t.Errorf("%s: leased are %v", c.what, l)
 		}
-		if out := netns.Run(t, "ip", "-n", "pod", "-br", "link"); strings.Count(out, "\n") != 1 {
-			t.Fatalf("%s: the pod has\n%s", c.what, out)
+		if all, err := net.Interfaces(); err != nil || len(all) != 1 {
+			t.Errorf("%s: the node has %v, %v", c.what, all, err)
 		}
+	}
+	r.empty("at the end")
+	if diff := cmp.Diff(before, state(t)); diff != "" {
+		t.Error(diff)
+	}
+	if out := netns.Run(t, "ip", "-n", "pod", "-br", "link"); strings.Count(out, "\n") != 1 {
+		t.Errorf("the pod has\n%s", out)
 	}
 }
 

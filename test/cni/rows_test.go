@@ -23,6 +23,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/cni/antispoof"
@@ -867,6 +868,60 @@ func TestGC(t *testing.T) {
 		t.Error(err)
 	}
 	r.empty("after a GC of all")
+}
+
+// TestGCWithoutList holds that whoever calls GC and does not say who is valid, as cnitool, frees what is old and has no interface any more.
+func TestGCWithoutList(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newRig(t)
+	for _, name := range []string{"dead", "alive", "young"} {
+		r.mustAdd(name)
+	}
+	for _, name := range []string{"dead", "young"} {
+		netns.Run(t, "ip", "-n", name, "link", "del", ifname) // as the kernel does some time after the namespace is gone
+	}
+	r.age("dead", "alive")
+	must(t, run(t, r.command(env("GC", ""), nil)))
+	var left []string
+	for _, l := range r.leases() {
+		left = append(left, l.Container)
+	}
+	if diff := cmp.Diff([]string{"alive", "young"}, sorted(left)); diff != "" {
+		t.Errorf("leased are %s", diff)
+	}
+	if err := r.check("alive"); err != nil {
+		t.Error(err)
+	}
+}
+
+// age makes containers' leases an hour older.
+func (r *rig) age(names ...string) {
+	r.Helper()
+	db, err := bbolt.Open(filepath.Join(r.dir, "ipam.db"), 0o600, &bbolt.Options{Timeout: 10 * time.Second})
+	if err != nil {
+		r.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		leases := tx.Bucket([]byte("leases"))
+		for _, name := range names {
+			key := []byte(name + "\x00" + ifname)
+			var l map[string]any
+			if err := json.Unmarshal(leases.Get(key), &l); err != nil {
+				return err
+			}
+			l["Since"] = time.Now().Add(-time.Hour)
+			b, err := json.Marshal(l)
+			if err := errors.Join(err, leases.Put(key, b)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		r.Fatal(err)
+	}
 }
 
 // TestGCErrors holds that a GC that cannot remove one attachment removes the others, and says which one is left.

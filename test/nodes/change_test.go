@@ -18,11 +18,11 @@ import (
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
-// knows waits until a node's kernel knows of all words, or of none of them, and returns all that it knows.
-func (n *Node) knows(yes bool, words ...string) (kernel string) {
+// knows waits until a node's kernel knows of all words, or of none of them.
+func (n *Node) knows(yes bool, words ...string) {
 	n.T.Helper()
 	Soon(n.T, func() error {
-		kernel = n.Kernel()
+		kernel := n.Kernel()
 		for _, w := range words {
 			if strings.Contains(kernel, w) != yes {
 				return fmt.Errorf("%s: %q: %t\n%s", n.Name, w, !yes, kernel)
@@ -30,23 +30,22 @@ func (n *Node) knows(yes bool, words ...string) (kernel string) {
 		}
 		return nil
 	})
-	return kernel
 }
 
 // TestComeAndGo holds that a node that goes leaves nothing behind on others, and that one that comes, or comes back with another address,
 // other podCIDRs or another name, is reached at once.
 func TestComeAndGo(t *testing.T) {
-	for name, flags := range map[string][]string{"vxlan": nil, "direct": {"--overlay", "direct"}} {
+	for name, flags := range map[string][]string{"vxlan": nil, "near": {"--direct-where-near"}, "direct": {"--overlay", "direct"}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if netns.Enter(t) {
-				testComeAndGo(t, flags)
+				testComeAndGo(t, flags, name == "near")
 			}
 		})
 	}
 }
 
-func testComeAndGo(t *testing.T, flags []string) {
+func testComeAndGo(t *testing.T, flags []string, far bool) {
 	c, nodes := start(t, Spec{Flags: flags}, 3, false)
 	n1, n2, n3 := nodes[0], nodes[1], nodes[2]
 	stay := []*Pod{serving(n1, "a"), serving(n2, "a")}
@@ -85,18 +84,23 @@ func testComeAndGo(t *testing.T, flags []string) {
 		})
 	}
 
-	// It gets another address.
-	old := n3.Addrs
-	n3.Addrs = []string{"192.0.2.77", "2001:db8::77"}
+	// It gets another address, of another link if nodes may be behind a router.
+	old, net4, net6 := n3.Addrs, "192.0.2.", "2001:db8::"
+	if far {
+		net4, net6 = "198.51.100.", "2001:db8:0:1::"
+		netns.Batch(t, links, "link set n-"+n3.Name+" master far\n")
+	}
+	n3.Addrs = []string{net4 + "77", net6 + "77"}
 	netns.Batch(t, n3.Name, fmt.Sprintf("addr del %s/24 dev eth0\naddr del %s/64 dev eth0\naddr add %s/24 dev eth0\naddr add %s/64 dev eth0 nodad\n"+
-		"route replace default via 192.0.2.254\nroute replace default via 2001:db8::fe\n", old[0], old[1], n3.Addrs[0], n3.Addrs[1]))
+		"route replace default via %s254\nroute replace default via %sfe\n", old[0], old[1], n3.Addrs[0], n3.Addrs[1], net4, net6))
 	n3.Join()
 	see(t, pairs(append(stay, p3))...)
 	for _, n := range nodes[:2] {
 		n.knows(false, words(old)...)
 	}
 
-	// It gets other podCIDRs: pods that are there go, and new ones are reached.
+	// It gets other podCIDRs, while another's agent is dead: pods that are there go, and new ones are reached.
+	n2.Stop(syscall.SIGKILL)
 	gone := n3.CIDRs
 	p3.Del()
 	n3.CIDRs = []string{"10.244.33.0/24", "fd00:244:0:33::/64"}
@@ -109,7 +113,9 @@ func testComeAndGo(t *testing.T, flags []string) {
 		return err
 	})
 	p3 = serving(n3, "b")
-	if !strings.HasPrefix(p3.Addr("4"), "10.244.33.") {
+	see(t, pairs([]*Pod{stay[0], p3})...)
+	n2.Start()
+	if !strings.HasPrefix(p3.Addr("0.0.0.0"), "10.244.33.") {
 		t.Errorf("the new pod has %v", p3.Addrs)
 	}
 	see(t, pairs(append(stay, p3))...)
@@ -145,18 +151,19 @@ func sortedLines(s string) string {
 
 // TestDamage holds that what somebody deletes or changes behind the agent's back is mended, so that traffic goes on.
 func TestDamage(t *testing.T) {
-	for name, flags := range map[string][]string{"vxlan": nil, "direct": {"--overlay", "direct"}} {
+	for name, spec := range map[string]Spec{"vxlan": {}, "six": {Addrs: "64"}, "direct": {Flags: []string{"--overlay", "direct"}}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			if netns.Enter(t) {
-				testDamage(t, name == "vxlan", flags)
+				testDamage(t, spec)
 			}
 		})
 	}
 }
 
-func testDamage(t *testing.T, tunnel bool, flags []string) {
-	_, nodes := start(t, Spec{Flags: flags}, 2, false)
+func testDamage(t *testing.T, spec Spec) {
+	_, nodes := start(t, spec, 2, false)
+	tunnel := spec.Flags == nil
 	node := nodes[0]
 	pods := []*Pod{serving(node, "a"), serving(nodes[1], "a")}
 	probes := pairs(pods)
@@ -167,13 +174,25 @@ func testDamage(t *testing.T, tunnel bool, flags []string) {
 	for _, a := range pods[1].Addrs {
 		probes = append(probes, probe{from: node.Name, to: net.JoinHostPort(a, "80"), want: pods[1].Name})
 	}
+	for i, n := range nodes {
+		for _, a := range n.Addrs {
+			clusternet.Serve(t, n.Name, net.JoinHostPort(a, "80"))
+			probes = append(probes, probe{from: pods[1-i].Name, to: net.JoinHostPort(a, "80"), want: n.Name})
+		}
+	}
 	see(t, probes...)
-	mtu, via4, via6 := 1500, nodes[1].Addrs[0], nodes[1].Addrs[1]
-	var far string // hardware address
+	mtu := 1450
+	if spec.Addrs == "64" {
+		mtu = 1430
+	}
+	var via6, mac string // of the other end
 	if tunnel {
-		mtu, via4 = 1450, "10.244.2.0"
 		neigh := strings.Fields(netns.Run(t, "ip", "-n", node.Name, "-6", "neigh", "show", "dev", Device, "nud", "permanent"))
-		via6, far = neigh[0], neigh[2]
+		via6, mac = neigh[0], neigh[2]
+	}
+	addrs := func(command string) string {
+		return "addr " + command + " " + node.Addr("0.0.0.0") + "/24 dev eth0\naddr " + command + " " + node.Addr("::") + "/64 dev eth0 nodad\n" +
+			"route replace default via 192.0.2.254\nroute replace default via 2001:db8::fe"
 	}
 	sh := func(script string) []string {
 		return []string{"sh", "-c", strings.ReplaceAll(script, "NODE", node.Name)}
@@ -189,24 +208,24 @@ func testDamage(t *testing.T, tunnel bool, flags []string) {
 		{what: "an IPv6 route", ip: "route del fd00:244:0:2::/64"},
 		{what: "a route that leads elsewhere", ip: "route replace 10.244.2.0/24 via 192.0.2.254 proto 82\nroute replace fd00:244:0:2::/64 via 2001:db8::fe proto 82"},
 		{what: "all routes of ours", run: sh("ip -n NODE route flush proto 82; ip -n NODE -6 route flush proto 82")},
-		{what: "the uplink, for a moment", ip: "link set eth0 down\nlink set eth0 up\naddr replace " + node.Addrs[0] + "/24 dev eth0\naddr replace " + node.Addrs[1] + "/64 dev eth0 nodad\n" +
-			"route replace default via 192.0.2.254\nroute replace default via 2001:db8::fe"},
-		{what: "the node's addresses, for a moment", ip: "addr flush dev eth0 scope global\naddr add " + node.Addrs[0] + "/24 dev eth0\naddr add " + node.Addrs[1] + "/64 dev eth0 nodad\n" +
-			"route replace default via 192.0.2.254\nroute replace default via 2001:db8::fe"},
+		{what: "the uplink, for a moment", ip: "link set eth0 down\nlink set eth0 up\n" + addrs("replace")},
+		{what: "the node's addresses, for a moment", ip: "addr flush dev eth0 scope global\n" + addrs("add")},
 		{what: "the device", ip: "link del " + Device, tunnel: true},
 		{what: "another's device in its place, unless the agent is faster", run: sh("ip -n NODE link del " + Device + "; ip -n NODE link add " + Device + " type vxlan id 99 dstport 4789 local " + node.Addrs[0] + "; true"), tunnel: true},
 		{what: "the device set down", ip: "link set " + Device + " down", tunnel: true},
 		{what: "the device's MTU", ip: "link set " + Device + " mtu 1300", tunnel: true},
 		{what: "the device's hardware address", ip: "link set " + Device + " address 02:00:00:00:00:01", tunnel: true},
 		{what: "the device's addresses", ip: "addr flush dev " + Device, tunnel: true},
-		{what: "a neighbour", ip: "neigh del " + via4 + " dev " + Device, tunnel: true},
+		{what: "a neighbour", ip: "neigh del 10.244.2.0 dev " + Device, tunnel: true},
 		{what: "an IPv6 neighbour", ip: "neigh del " + via6 + " dev " + Device, tunnel: true},
-		{what: "a neighbour that is another", ip: "neigh replace " + via4 + " lladdr 02:00:00:00:00:02 nud permanent dev " + Device, tunnel: true},
-		{what: "a forwarding entry", run: sh("bridge -n NODE fdb del " + far + " dev " + Device + " dst " + nodes[1].Addrs[0]), tunnel: true},
-		{what: "a forwarding entry that leads elsewhere", run: sh("bridge -n NODE fdb replace " + far + " dev " + Device + " dst " + Outside4), tunnel: true},
+		{what: "a neighbour that is another", ip: "neigh replace 10.244.2.0 lladdr 02:00:00:00:00:02 nud permanent dev " + Device, tunnel: true},
+		{what: "a forwarding entry", run: sh("bridge -n NODE fdb del " + mac + " dev " + Device + " dst " + nodes[1].Addrs[0]), tunnel: true},
+		{what: "a forwarding entry that leads elsewhere", run: sh("bridge -n NODE fdb replace " + mac + " dev " + Device + " dst " + ofFamily([]string{Outside4, Outside6}, node.Addrs[0])), tunnel: true},
 		{what: "the masquerading", run: sh("ip netns exec NODE nft flush ruleset"), look: true},
 		{what: "a masquerading rule", run: sh("ip netns exec NODE nft flush chain ip6 ropewalk-masquerade postrouting"), look: true},
 		{what: "forwarding", run: sh("ip netns exec NODE sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"), look: true},
+		{what: "how strict the uplink is", run: sh("ip netns exec NODE sysctl -qw net.ipv4.conf.eth0.rp_filter=1"), look: true},
+		{what: "how strict the tunnel is", run: sh("ip netns exec NODE sysctl -qw net.ipv4.conf." + Device + ".rp_filter=1"), look: true, tunnel: true},
 		{what: "the runtime's configuration", run: sh("rm " + node.Conflist()), look: true},
 	} {
 		if d.tunnel && !tunnel {
@@ -229,7 +248,7 @@ func testDamage(t *testing.T, tunnel bool, flags []string) {
 		node.Ready()
 		if d.tunnel {
 			Soon(t, func() error {
-				if out := netns.Run(t, "ip", "-n", node.Name, "link", "show", Device); !strings.Contains(out, "mtu 1450") {
+				if out := netns.Run(t, "ip", "-n", node.Name, "link", "show", Device); !strings.Contains(out, fmt.Sprint("mtu ", mtu)) {
 					return errors.New(out)
 				}
 				return nil
@@ -255,7 +274,7 @@ func TestKilled(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop.Store(true)
-	go_ := func(what string, once func() error) {
+	keep := func(what string, once func() error) {
 		n := &atomic.Int64{}
 		exchanges = append(exchanges, n)
 		wg.Go(func() {
@@ -270,10 +289,11 @@ func TestKilled(t *testing.T) {
 	}
 	for _, p := range pairs(pods) {
 		for _, network := range []string{"tcp", "udp"} {
+			p := p
 			p.only = network
-			go_(p.String()+", "+network, func() error { return p.run(t, clusternet.Patience) })
+			keep(p.String()+", "+network, func() error { return p.run(t, clusternet.Patience) })
 		}
-		go_(p.String()+", one connection", stream(t, pods, p))
+		keep(p.String()+", one connection", stream(t, pods, p))
 	}
 	// all waits until everybody has been heard many times more.
 	all := func() {
@@ -294,18 +314,16 @@ func TestKilled(t *testing.T) {
 	}
 	all()
 	before := []string{nodes[0].Kernel(), nodes[1].Kernel()}
-	nodes[1].Flags = []string{"--masquerade=false"}
 	for i, n := range nodes {
 		n.Start()
 		n.Ready()
 		all()
-		n.look()
 		if now := n.Kernel(); now != before[i] {
 			t.Errorf("the kernel has\n%snot\n%s", now, before[i])
 		}
-	}
-	if n := nodes[1].Metric("ropewalk_routes_changes_total"); n != 0 {
-		t.Errorf("%v changes after a restart", n)
+		if changes := n.Metric("ropewalk_routes_changes_total"); changes != 0 {
+			t.Errorf("%s: %v changes after a restart", n.Name, changes)
+		}
 	}
 }
 

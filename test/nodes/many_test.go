@@ -1,8 +1,8 @@
 package nodes
 
 import (
+	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,9 +19,7 @@ func TestMany(t *testing.T) {
 	if !netns.Enter(t) {
 		return
 	}
-	if err := os.Setenv("GOMAXPROCS", "1"); err != nil { // of the agents, which all run on this machine
-		t.Fatal(err)
-	}
+	t.Setenv("GOMAXPROCS", "1") // for the agents, which all run on this machine
 	c, nodes := start(t, Spec{}, 50, false)
 	pods := map[*Node]*Pod{}
 	for _, n := range nodes {
@@ -53,10 +51,18 @@ func TestMany(t *testing.T) {
 	}
 	see(t, ring(all, pods)...)
 	for _, n := range all {
-		kernel := n.knows(false, left...)
-		if got := strings.Count(kernel, " dst "); got != len(all)-1 {
-			t.Errorf("%s has %d forwarding entries, not %d", n.Name, got, len(all)-1)
-		}
+		Soon(t, func() error {
+			kernel := n.Kernel()
+			for _, w := range left {
+				if strings.Contains(kernel, w) {
+					return fmt.Errorf("%s has %s, which is gone:\n%s", n.Name, w, kernel)
+				}
+			}
+			if got := strings.Count(kernel, " dst "); got != len(all)-1 {
+				return fmt.Errorf("%s has %d forwarding entries, not %d", n.Name, got, len(all)-1)
+			}
+			return nil
+		})
 	}
 	if got := all[1].Metric("ropewalk_routes_failures_total"); got != 0 {
 		t.Errorf("%v failures", got)

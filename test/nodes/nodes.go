@@ -68,12 +68,10 @@ type Node struct {
 	Name, Object string
 	// CIDRs are the node's podCIDRs, and Addrs its own addresses, both in the order in which its object has them.
 	CIDRs, Addrs []string
-	// Flags are those of the node's agent, the Spec's at first.
-	Flags []string
-	cni   *libcni.CNIConfig
-	agent *exec.Cmd
-	ended chan struct{}
-	log   *buffer
+	cni          *libcni.CNIConfig
+	agent        *exec.Cmd
+	ended        chan struct{}
+	log          *buffer
 }
 
 // Pod is a pod of a node. Its name is also that of its namespace.
@@ -170,7 +168,7 @@ func (c *Cluster) Put(file, text string) {
 // Add makes the i-th node, from 1, with its object. It has no agent yet. One that is far is on another link than others, behind a router.
 func (c *Cluster) Add(i int, far bool) *Node {
 	c.T.Helper()
-	n := &Node{Cluster: c, Name: fmt.Sprintf("n%d", i), Flags: c.Flags, log: &buffer{}}
+	n := &Node{Cluster: c, Name: fmt.Sprintf("n%d", i), log: &buffer{}}
 	n.Object = n.Name
 	link, net4, net6 := "near", "192.0.2.", "2001:db8::"
 	if far {

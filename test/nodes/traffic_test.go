@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -165,6 +166,7 @@ func TestTraffic(t *testing.T) {
 	}{
 		{name: "vxlan", spec: Spec{Flags: vxlan}, nodes: 3, far: true, mtu: 1450, tunnel: "all"},
 		{name: "near", spec: Spec{Flags: near, Pods: "64"}, nodes: 3, far: true, mtu: 1450, tunnel: "far"},
+		{name: "bridge", spec: Spec{Flags: slices.Concat(near, []string{"--cni-mode", "bridge"})}, nodes: 3, far: true, mtu: 1450, tunnel: "far"},
 		{name: "direct", spec: Spec{Flags: direct}, nodes: 3, mtu: 1500},
 		{name: "direct-jumbo", spec: Spec{Flags: direct, MTU: 9000, Addrs: "64", Pods: "64"}, nodes: 2, mtu: 9000},
 		{name: "only4", spec: Spec{Flags: vxlan, Addrs: "4", MTU: 9000}, nodes: 2, mtu: 8950, tunnel: "all"},

@@ -21,8 +21,8 @@ func TestGoCNI(t *testing.T) {
 	n := newNode(t)
 	netns.Tmpfs(t, "/var/lib", nil) // libcni's cache
 	ctx := context.Background()
-	c := load(t, n.write("rope", n.ours()))
-	if err := c.Status(); err != nil {
+	network := load(t, n.write("rope", n.ours()))
+	if err := network.Status(); err != nil {
 		t.Fatal(err)
 	}
 	ports := gocni.WithCapabilityPortMap([]gocni.PortMapping{{HostPort: 9090, ContainerPort: 8080, Protocol: "tcp"},
@@ -35,7 +35,7 @@ func TestGoCNI(t *testing.T) {
 		ports,
 	}
 	const netnsPath = "/run/netns/pod"
-	added, err := c.Setup(ctx, "web", netnsPath, opts...)
+	added, err := network.Setup(ctx, "web", netnsPath, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func TestGoCNI(t *testing.T) {
 	if l := n.leases(); len(l) != 1 || l[0].Container != "web" || l[0].Pod != "ns/web" {
 		t.Errorf("leased are %v", l)
 	}
-	if err := c.Check(ctx, "web", netnsPath, opts...); err != nil {
+	if err := network.Check(ctx, "web", netnsPath, opts...); err != nil {
 		t.Error(err)
 	}
 	n.talk(first4, first6)
@@ -57,32 +57,51 @@ func TestGoCNI(t *testing.T) {
 			t.Errorf("port of %v: %q, %v", to, server, err)
 		}
 	}
-	if err := c.Status(); err != nil {
+	if err := network.Status(); err != nil {
 		t.Error(err)
 	}
 	for range 2 { // the runtime tries again until it has heard that it worked
-		if err := c.Remove(ctx, "web", netnsPath, opts...); err != nil {
+		if err := network.Remove(ctx, "web", netnsPath, opts...); err != nil {
 			t.Error(err)
 		}
 	}
-	if err := c.Remove(ctx, "web", "", opts...); err != nil {
+	if err := network.Remove(ctx, "web", "", opts...); err != nil {
 		t.Errorf("without a namespace: %v", err)
 	}
 	n.empty("after Remove")
 
-	// What a runtime asks for is done, or refused by its name.
-	for what, opt := range map[string]gocni.NamespaceOpts{
-		"bandwidth": gocni.WithCapabilityBandWidth(gocni.BandWidth{IngressRate: 8_000_000, IngressBurst: 800_000}),
-		"ipRanges":  gocni.WithCapabilityIPRanges([]gocni.IPRanges{{Subnet: "10.9.0.0/24"}}),
+	// Each of these is done, and taken back; or refused by its name.
+	for _, c := range []struct {
+		what string
+		opt  gocni.NamespaceOpts
+		does func(addr string) bool
+	}{
+		{"bandwidth", gocni.WithCapabilityBandWidth(gocni.BandWidth{IngressRate: 8_000_000, IngressBurst: 800_000, EgressRate: 8_000_000, EgressBurst: 800_000}),
+			func(string) bool { return strings.Count(netns.Run(t, "tc", "qdisc"), "qdisc tbf") == 2 }},
+		{"ipRanges", gocni.WithCapabilityIPRanges([]gocni.IPRanges{{Subnet: "10.9.0.0/24", RangeStart: "10.9.0.7"}}),
+			func(addr string) bool { return addr == "10.9.0.7" }},
+		{"annotations", gocni.WithCapability("io.kubernetes.cri.pod-annotations", map[string]string{"ropewalk.dev/ips": "10.244.0.77"}),
+			func(addr string) bool { return addr == "10.244.0.77" }},
 	} {
+		added, err := network.Setup(ctx, "web", netnsPath, c.opt)
 		var e *types.Error
-		if _, err := c.Setup(ctx, "web", netnsPath, opt); err != nil && (!errors.As(err, &e) || e.Code == 0 || !strings.Contains(err.Error(), what)) {
-			t.Errorf("%s: %v", what, err)
+		if err != nil {
+			if !errors.As(err, &e) || e.Code != types.ErrUnsupportedField || !strings.Contains(e.Msg, c.what) {
+				t.Errorf("%s: %v", c.what, err)
+			}
+			n.empty("without " + c.what)
+			continue
 		}
-		if err := c.Remove(ctx, "web", netnsPath, opt); err != nil {
-			t.Errorf("%s, Remove: %v", what, err)
+		if addr := added.Interfaces["eth0"].IPConfigs[0].IP.String(); !c.does(addr) {
+			t.Errorf("%s is not done: %s", c.what, addr)
 		}
-		n.empty("after " + what)
+		if err := network.Check(ctx, "web", netnsPath, c.opt); err != nil {
+			t.Errorf("%s, CHECK: %v", c.what, err)
+		}
+		if err := network.Remove(ctx, "web", netnsPath, c.opt); err != nil {
+			t.Errorf("%s, Remove: %v", c.what, err)
+		}
+		n.empty("after " + c.what)
 	}
 }
 
