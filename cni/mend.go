@@ -2,6 +2,8 @@ package cni
 
 import (
 	"errors"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -19,11 +21,16 @@ func Mend(stdin []byte, grace time.Duration) (mended int, err error) {
 		return 0, err
 	}
 	var leases []ipam.Lease
-	if err := withStore(c.DataDir, func(s *ipam.Store) error { leases, err = s.List(); return err }); err != nil {
+	var errs []error
+	if err := withStore(c.DataDir, func(s *ipam.Store) error {
+		if leases, err = s.List(); err == nil && c.Bridge != nil {
+			errs = append(errs, c.dropFormer(s, leases))
+		}
+		return err
+	}); err != nil {
 		return 0, err
 	}
 	var specs []link.Spec
-	var errs []error
 	for _, l := range leases {
 		if young(l.Since, time.Now(), grace) {
 			continue
@@ -39,6 +46,20 @@ func Mend(stdin []byte, grace time.Duration) (mended int, err error) {
 	}
 	mended, err = link.Mend(specs)
 	return mended, errors.Join(append(errs, err)...)
+}
+
+// dropFormer takes the gateways of ranges off the bridge that the node had before, and no pod has an address of any more. An ADD that needs one
+// after all waits for the leases, and makes it then.
+func (c Config) dropFormer(s *ipam.Store, leases []ipam.Lease) error {
+	given, err := s.Given()
+	if err != nil {
+		return err
+	}
+	return c.Bridge.Drop(func(p netip.Prefix) bool {
+		return slices.Contains(given, p.Masked()) &&
+			!slices.ContainsFunc(slices.Concat(c.Pools...), func(r ipam.Range) bool { return r.Subnet.Overlaps(p) }) &&
+			!slices.ContainsFunc(leases, func(l ipam.Lease) bool { return slices.ContainsFunc(l.Addrs, p.Contains) })
+	})
 }
 
 // young says whether the ADD that has taken a lease may be under way. Who has a lease of the future has it for longer: somebody has set the

@@ -101,6 +101,62 @@ func TestMend(t *testing.T) {
 	}
 }
 
+// TestMendFormer holds that a bridge keeps the gateways of ranges that the node had before for as long as a pod has an address of them, and no
+// address of others' is taken off it.
+func TestMendFormer(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newBridge(t)
+	r.conf["cniVersion"], r.conf["name"] = "1.1.0", "rope"
+	mended := func(want ...string) {
+		t.Helper()
+		conf, err := json.Marshal(r.conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := plugin.Mend(conf, 0); err != nil {
+			t.Error(err)
+		}
+		l, err := netlink.LinkByName(bridgeName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, a := range addrs {
+			if !a.IP.IsLinkLocalUnicast() {
+				got = append(got, a.IPNet.String())
+			}
+		}
+		if strings.Join(sorted(got), " ") != strings.Join(sorted(want), " ") {
+			t.Errorf("the bridge has %v, not %v", got, want)
+		}
+	}
+	r.mustAdd("before")
+	netns.Run(t, "ip", "addr", "add", "10.7.7.1/24", "dev", bridgeName) // an operator's
+	r.conf["ranges"] = []string{"10.245.0.0/24", "fd00:245::/64"}
+	r.mustAdd("after")
+	now := []string{"10.245.0.1/24", "fd00:245::1/64", "10.7.7.1/24"}
+	mended(append([]string{"10.244.0.1/24", "fd00:244::1/64"}, now...)...)
+	if err := r.del("before"); err != nil {
+		t.Fatal(err)
+	}
+	mended(now...)
+	if err := r.del("after"); err != nil {
+		t.Fatal(err)
+	}
+	mended(now...)
+	// Who has another hardware address was not made here.
+	r.conf["ranges"] = []string{range4, range6}
+	netns.Run(t, "ip", "link", "set", bridgeName, "address", "02:00:00:00:00:05")
+	mended(now...)
+	r.empty("after DEL")
+}
+
 // hardwareOf returns a link's hardware address.
 func hardwareOf(t *testing.T, name string) string {
 	t.Helper()
