@@ -442,7 +442,7 @@ func (c Config) spec(args *skel.CmdArgs, addrs []netip.Addr) (link.Spec, error) 
 		if !ok {
 			return s, fmt.Errorf("%w: address %s is of none of the ranges %v", errOther, a, c.Pools)
 		}
-		b.Gateways = append(b.Gateways, netip.PrefixFrom(r.Router(), r.Subnet.Bits()))
+		b.Gateways = append(b.Gateways, gateway(r))
 	}
 	s.Bridge = &b
 	return s, nil
@@ -466,6 +466,9 @@ func (c Config) attached(args *skel.CmdArgs, l ipam.Lease) (link.Spec, error) {
 	}
 	return c.spec(args, l.Addrs)
 }
+
+// gateway returns a range's, with the length of its network, as a bridge has it.
+func gateway(r ipam.Range) netip.Prefix { return netip.PrefixFrom(r.Router(), r.Subnet.Bits()) }
 
 func (c Config) rangeOf(a netip.Addr) (ipam.Range, bool) {
 	for _, p := range c.Pools {

@@ -57,7 +57,7 @@ func (c Config) dropFormer(s *ipam.Store, leases []ipam.Lease) error {
 	}
 	return c.Bridge.Drop(func(p netip.Prefix) bool {
 		return slices.Contains(given, p.Masked()) &&
-			!slices.ContainsFunc(slices.Concat(c.Pools...), func(r ipam.Range) bool { return r.Subnet.Overlaps(p) }) &&
+			!slices.ContainsFunc(slices.Concat(c.Pools...), func(r ipam.Range) bool { return gateway(r) == p }) &&
 			!slices.ContainsFunc(leases, func(l ipam.Lease) bool { return slices.ContainsFunc(l.Addrs, p.Contains) })
 	})
 }

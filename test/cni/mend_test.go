@@ -150,6 +150,15 @@ func TestMendFormer(t *testing.T) {
 		t.Fatal(err)
 	}
 	mended(now...)
+	// An IPv6 address can be there once only, whatever its length.
+	r.conf["ranges"] = []string{"10.245.0.0/24", "fd00:245::/80"}
+	mended("10.245.0.1/24", "10.7.7.1/24")
+	r.mustAdd("longer")
+	now = []string{"10.245.0.1/24", "fd00:245::1/80", "10.7.7.1/24"}
+	mended(now...)
+	if err := r.del("longer"); err != nil {
+		t.Fatal(err)
+	}
 	// Who has another hardware address was not made here.
 	r.conf["ranges"] = []string{range4, range6}
 	netns.Run(t, "ip", "link", "set", bridgeName, "address", "02:00:00:00:00:05")
