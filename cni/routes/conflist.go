@@ -78,7 +78,7 @@ func (p plugin) given() ([]byte, error) {
 	}{version, network, p})
 }
 
-// Plugin returns the plugin's configuration, as the runtime gives it to the plugin; nil while pods cannot be attached.
+// Plugin returns the plugin's configuration, as the runtime gives it to the plugin, or would if it were told; nil while pods cannot be attached.
 func (r *Routes) Plugin() []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -87,9 +87,6 @@ func (r *Routes) Plugin() []byte {
 
 // announce has the runtime know that pods can be attached. The file is there whole or not at all: runtimes read it as it appears.
 func (r *Routes) announce(v view, mtu int) error {
-	if r.config.ConfDir == "" {
-		return nil
-	}
 	p := r.config.plugin(v.self.PodCIDRs, mtu)
 	given, err := p.given()
 	b, err2 := p.conflist()
@@ -99,6 +96,9 @@ func (r *Routes) announce(v view, mtu int) error {
 	r.mu.Lock()
 	r.given = given
 	r.mu.Unlock()
+	if r.config.ConfDir == "" {
+		return nil
+	}
 	path := filepath.Join(r.config.ConfDir, ConfName)
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b) {
 		return nil

@@ -460,3 +460,21 @@ func TestTunnelMTU(t *testing.T) {
 		t.Error(out)
 	}
 }
+
+// TestPlugin holds that the plugin's configuration is known where somebody else writes the runtime's.
+func TestPlugin(t *testing.T) {
+	r, err := New(Config{NodeName: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Plugin(); got != nil {
+		t.Errorf("before podCIDRs are known: %s", got)
+	}
+	v := view{self: overlay.Node{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}}
+	if err := r.announce(v, 1400); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := cni.ParseConfig(r.Plugin(), ""); err != nil || c.MTU != 1400 || c.Pools[0].String() != "10.244.1.0/24" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
