@@ -1,0 +1,171 @@
+package parts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// source tells of how many consumers it delivers to.
+type source struct {
+	mu   sync.Mutex
+	runs []cluster.Kinds
+}
+
+func (s *source) Run(ctx context.Context, i cluster.Interest, sink cluster.Sink) error {
+	s.mu.Lock()
+	s.runs = append(s.runs, i.Kinds)
+	s.mu.Unlock()
+	sink.Apply(cluster.Change{Op: cluster.Synced, Kind: cluster.KindNode})
+	sink.Apply(cluster.Change{Op: cluster.Synced, Kind: cluster.KindPod})
+	<-ctx.Done()
+	return nil
+}
+
+func (s *source) Age() time.Duration { return 0 }
+
+// fake is a part that can be told to fail.
+type fake struct {
+	name   string
+	starts int
+	heard  int
+	refuse bool       // Start fails
+	fail   chan error // Run fails
+	mu     sync.Mutex
+}
+
+func (f *fake) Apply(cluster.Change) { f.mu.Lock(); f.heard++; f.mu.Unlock() }
+
+func (f *fake) part(config string, kind cluster.Kind) Part {
+	return Part{Name: f.name, Config: config, Start: func(_ *slog.Logger, reg prometheus.Registerer) (Running, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.starts++
+		if f.refuse {
+			return Running{}, errors.New("it cannot be made")
+		}
+		reg.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: f.name + "_total"}))
+		return Running{
+			Run: func(ctx context.Context) error {
+				select {
+				case <-ctx.Done():
+					return nil
+				case err := <-f.fail:
+					return err
+				}
+			},
+			Ready:    func() error { return nil },
+			Consumer: cluster.Consumer{Interest: cluster.Interest{Kinds: cluster.KindsOf(kind)}, Sink: f},
+		}, nil
+	}}
+}
+
+func (f *fake) counts() (starts, heard int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.starts, f.heard
+}
+
+// TestSupervisor holds that a part that fails, or cannot be made, leaves the others alone, is not ready, and is started again; that a part
+// whose configuration changes is started anew, and no other; and that the source has one run at a time, for all.
+func TestSupervisor(t *testing.T) {
+	src := &source{}
+	s := &Supervisor{Source: src, Log: slog.New(slog.DiscardHandler), First: time.Millisecond, Most: 4 * time.Millisecond}
+	if s.Ready() == nil {
+		t.Error("ready before anything was started")
+	}
+	a, b := &fake{name: "a", fail: make(chan error)}, &fake{name: "b", fail: make(chan error)}
+	ctx, cancel := context.WithCancel(context.Background())
+	configs, ended := make(chan []Part), make(chan error)
+	go func() { ended <- s.Run(ctx, configs) }()
+	node, pod := cluster.KindNode, cluster.KindPod
+
+	configs <- []Part{a.part("1", node), b.part("1", pod)}
+	soon(t, func() error { return s.Ready() })
+	soon(t, func() error {
+		if _, h := a.counts(); h == 0 {
+			return errors.New("nothing is heard")
+		}
+		return nil
+	})
+	if f, err := s.Gather(); err != nil || len(f) != 2 {
+		t.Error(f, err)
+	}
+
+	b.mu.Lock()
+	b.refuse = true
+	b.mu.Unlock()
+	b.fail <- errors.New("the disk is full")
+	soon(t, func() error {
+		if starts, _ := b.counts(); starts < 4 {
+			return fmt.Errorf("%d starts", starts)
+		}
+		return nil
+	})
+	if err := s.Ready(); err == nil || !strings.Contains(err.Error(), "b: it cannot be made") || strings.Contains(err.Error(), "a:") {
+		t.Error(err)
+	}
+	b.mu.Lock()
+	b.refuse = false
+	b.mu.Unlock()
+	soon(t, s.Ready)
+	if starts, _ := a.counts(); starts != 1 {
+		t.Errorf("a was started %d times", starts)
+	}
+
+	before, _ := b.counts()
+	configs <- []Part{a.part("2", node), b.part("1", pod)}
+	soon(t, func() error {
+		if starts, _ := a.counts(); starts != 2 {
+			return fmt.Errorf("%d starts", starts)
+		}
+		return s.Ready()
+	})
+	if starts, _ := b.counts(); starts != before {
+		t.Errorf("b was started %d times more", starts-before)
+	}
+	configs <- []Part{a.part("2", node)}
+	soon(t, func() error {
+		if n := len(s.States()); n != 1 {
+			return fmt.Errorf("%d parts", n)
+		}
+		return nil
+	})
+	configs <- nil
+	configs <- nil
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	if first := src.runs[0]; first != cluster.KindsOf(node, pod) {
+		t.Errorf("the first run is of the kinds %b", first)
+	}
+	if last := src.runs[len(src.runs)-1]; last != cluster.KindsOf(node) {
+		t.Errorf("the last run is of the kinds %b", last)
+	}
+}
+
+func soon(t *testing.T, is func() error) {
+	t.Helper()
+	var err error
+	for begun := time.Now(); time.Since(begun) < 20*time.Second; time.Sleep(time.Millisecond) {
+		if err = is(); err == nil {
+			return
+		}
+	}
+	t.Fatal(err)
+}
