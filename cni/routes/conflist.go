@@ -85,6 +85,29 @@ func (r *Routes) Plugin() []byte {
 	return r.given
 }
 
+// recall takes the plugin's configuration from the file of an earlier process, until the cluster says what it is: the API server may be away.
+func (r *Routes) recall() error {
+	if r.config.ConfDir == "" {
+		return nil
+	}
+	b, err := os.ReadFile(filepath.Join(r.config.ConfDir, ConfName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var file struct{ Plugins []plugin }
+	if err == nil {
+		err = json.Unmarshal(b, &file)
+	}
+	if err != nil || len(file.Plugins) != 1 {
+		return errors.Join(fmt.Errorf("%s has %d plugins", ConfName, len(file.Plugins)), err)
+	}
+	given, err := file.Plugins[0].given()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.given = given
+	return err
+}
+
 // announce has the runtime know that pods can be attached. The file is there whole or not at all: runtimes read it as it appears.
 func (r *Routes) announce(v view, mtu int) error {
 	p := r.config.plugin(v.self.PodCIDRs, mtu)

@@ -253,6 +253,9 @@ func (r *Routes) Run(ctx context.Context) error {
 	if err := r.sweep(); err != nil {
 		r.config.Log.Warn("what an earlier process may have left stays", "error", err)
 	}
+	if err := r.recall(); err != nil {
+		r.config.Log.Warn("how an earlier process had pods attached is not known", "error", err)
+	}
 	if err := r.forget(); err != nil {
 		r.config.Log.Warn("what an earlier process has told the plugin stays", "error", err)
 	}

@@ -461,7 +461,7 @@ func TestTunnelMTU(t *testing.T) {
 	}
 }
 
-// TestPlugin holds that the plugin's configuration is known where somebody else writes the runtime's.
+// TestPlugin holds that the plugin's configuration is known where somebody else writes the runtime's, and before the cluster is.
 func TestPlugin(t *testing.T) {
 	r, err := New(Config{NodeName: "n1"})
 	if err != nil {
@@ -476,5 +476,32 @@ func TestPlugin(t *testing.T) {
 	}
 	if c, err := cni.ParseConfig(r.Plugin(), ""); err != nil || c.MTU != 1400 || c.Pools[0].String() != "10.244.1.0/24" {
 		t.Errorf("%+v, %v", c, err)
+	}
+	// It is that of the file while the API server is away.
+	c := Config{NodeName: "n1", ConfDir: t.TempDir(), CNIMode: "bridge", Bridge: "br7", SpoofCheck: true}
+	first, err := New(c)
+	if err == nil {
+		err = first.announce(v, 1400)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := New(Config{NodeName: "n1", ConfDir: c.ConfDir})
+	if err == nil {
+		err = second.recall()
+	}
+	if diff := cmp.Diff(string(first.Plugin()), string(second.Plugin())); diff != "" || err != nil {
+		t.Error(err, diff)
+	}
+	for _, content := range []string{"", "[]", "{}", `{"plugins":[{},{}]}`} {
+		if err := os.WriteFile(filepath.Join(c.ConfDir, ConfName), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.recall(); err != nil { // it writes none
+			t.Error(err)
+		}
+		if err := second.recall(); err == nil {
+			t.Errorf("%q is taken", content)
+		}
 	}
 }
