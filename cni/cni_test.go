@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -40,6 +41,15 @@ func TestUnavailable(t *testing.T) {
 	for code, want := range map[uint]uint{5: 50, 7: 50, 11: 11} {
 		if got := unavailable(types.NewError(code, "x", "")); codeOf(got) != want {
 			t.Errorf("%d: %v", code, got)
+		}
+	}
+}
+
+func TestYoung(t *testing.T) {
+	now := time.Now()
+	for ago, want := range map[time.Duration]bool{0: true, time.Second: true, 30 * time.Second: false, time.Hour: false, -time.Second: false, -9 * time.Hour: false} {
+		if got := young(now.Add(-ago).Round(0), now.Round(0), 30*time.Second); got != want {
+			t.Errorf("of %v ago: %v", ago, got)
 		}
 	}
 }
