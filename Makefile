@@ -51,6 +51,10 @@ bench-proxy: tools build stock-proxy ## compare with kube-proxy, into docs/bench
 bench-cni: tools build stock-cni ## compare with the reference CNI plugins (root; 4 minutes)
 	$(GO) run ./test/bench/cni -write docs/benchmarks.md $(FLAGS)
 
+.PHONY: bench-agent
+bench-agent: tools build ## what the agent costs a node of a large cluster at rest, into docs/benchmarks.md (root; 90 s)
+	$(GO) run ./test/bench/agent -write docs/benchmarks.md $(FLAGS)
+
 .PHONY: bench-hosts
 bench-hosts: tools ## how soon a change is in the hosts file of a running container (root)
 	$(GO) test -run '^$$' -bench 'Change|Alias' -benchtime 2000x ./hostsmgr ./test/container

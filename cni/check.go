@@ -30,10 +30,10 @@ func Check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	spec, err := c.spec(args, lease.Addrs)
 	if !there {
-		return withoutLease(spec)
+		return withoutLease(link.New(args.ContainerID, args.IfName, "", 0, nil))
 	}
+	spec, err := c.attached(args, lease)
 	if err != nil {
 		return changed(err)
 	}

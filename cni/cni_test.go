@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -31,6 +32,15 @@ func TestStoreError(t *testing.T) {
 		}
 		if got := storeError(err); codeOf(got) != c.code || (got == nil) != (err == nil) {
 			t.Errorf("%v: %v, want code %d", err, got, c.code)
+		}
+	}
+}
+
+func TestYoung(t *testing.T) {
+	now := time.Now()
+	for ago, want := range map[time.Duration]bool{0: true, time.Second: true, 30 * time.Second: false, time.Hour: false, -time.Second: false, -9 * time.Hour: false} {
+		if got := young(now.Add(-ago).Round(0), now.Round(0), 30*time.Second); got != want {
+			t.Errorf("of %v ago: %v", ago, got)
 		}
 	}
 }

@@ -365,7 +365,7 @@ func (e *entry) wishes(c *Config, args map[string]string) (err error) {
 		return err
 	}
 	c.Static = append(c.Static, more...)
-	if ips, ok := annotations[addressesAnnotation]; ok {
+	if ips := annotations[addressesAnnotation]; ips != "" { // as templates write one that nobody has filled in
 		c.Asked, err = parseStatic(strings.Split(ips, ","))
 	}
 	return err
@@ -440,13 +440,35 @@ func (c Config) spec(args *skel.CmdArgs, addrs []netip.Addr) (link.Spec, error) 
 	for _, a := range addrs {
 		r, ok := c.rangeOf(a)
 		if !ok {
-			return s, fmt.Errorf("address %s is of none of the ranges %v", a, c.Pools)
+			return s, fmt.Errorf("%w: address %s is of none of the ranges %v", errOther, a, c.Pools)
 		}
-		b.Gateways = append(b.Gateways, netip.PrefixFrom(r.Router(), r.Subnet.Bits()))
+		b.Gateways = append(b.Gateways, gateway(r))
 	}
 	s.Bridge = &b
 	return s, nil
 }
+
+// errOther says that a pod was attached by another configuration, which is not known any more.
+var errOther = errors.New("the configuration was another when it was attached")
+
+// attached returns what connects a pod that has a lease, as it was attached: the mode may have been changed since.
+func (c Config) attached(args *skel.CmdArgs, l ipam.Lease) (link.Spec, error) {
+	if l.Bridge == "" {
+		c.Bridge = nil
+	} else if c.Bridge == nil || c.Bridge.Name != l.Bridge {
+		return link.Spec{}, fmt.Errorf("%w: it is on bridge %s", errOther, l.Bridge)
+	}
+	if l.MAC != "" {
+		var err error
+		if c.MAC, err = parseMAC(l.MAC); err != nil {
+			return link.Spec{}, err
+		}
+	}
+	return c.spec(args, l.Addrs)
+}
+
+// gateway returns a range's, with the length of its network, as a bridge has it.
+func gateway(r ipam.Range) netip.Prefix { return netip.PrefixFrom(r.Router(), r.Subnet.Bits()) }
 
 func (c Config) rangeOf(a netip.Addr) (ipam.Range, bool) {
 	for _, p := range c.Pools {

@@ -2,6 +2,8 @@ package cni
 
 import (
 	"errors"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -19,34 +21,50 @@ func Mend(stdin []byte, grace time.Duration) (mended int, err error) {
 		return 0, err
 	}
 	var leases []ipam.Lease
-	if err := withStore(c.DataDir, func(s *ipam.Store) error { leases, err = s.List(); return err }); err != nil {
+	var errs []error
+	if err := withStore(c.DataDir, func(s *ipam.Store) error {
+		if leases, err = s.List(); err == nil && c.Bridge != nil {
+			errs = append(errs, c.dropFormer(s, leases))
+		}
+		return err
+	}); err != nil {
 		return 0, err
 	}
 	var specs []link.Spec
-	var errs []error
 	for _, l := range leases {
-		if time.Since(l.Since) < grace {
+		if young(l.Since, time.Now(), grace) {
 			continue
 		}
-		one := c
-		if l.Bridge == "" {
-			one.Bridge = nil
-		} else if c.Bridge == nil || c.Bridge.Name != l.Bridge {
-			continue // the mode was changed since, and how pods were on that bridge is not known any more
-		}
-		if l.MAC != "" {
-			if one.MAC, err = parseMAC(l.MAC); err != nil {
-				errs = append(errs, err)
-				continue
-			}
-		}
-		s, err := one.spec(&skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}, l.Addrs)
-		if err != nil {
+		s, err := c.attached(&skel.CmdArgs{ContainerID: l.Container, IfName: l.Interface}, l)
+		switch {
+		case errors.Is(err, errOther): // its bridge, or its gateway, is not known any more
+		case err != nil:
 			errs = append(errs, err)
-			continue
+		default:
+			specs = append(specs, s)
 		}
-		specs = append(specs, s)
 	}
 	mended, err = link.Mend(specs)
 	return mended, errors.Join(append(errs, err)...)
+}
+
+// dropFormer takes the gateways of ranges off the bridge that the node had before, and no pod has an address of any more. An ADD that needs one
+// after all waits for the leases, and makes it then.
+func (c Config) dropFormer(s *ipam.Store, leases []ipam.Lease) error {
+	given, err := s.Given()
+	if err != nil {
+		return err
+	}
+	return c.Bridge.Drop(func(p netip.Prefix) bool {
+		return slices.Contains(given, p.Masked()) &&
+			!slices.ContainsFunc(slices.Concat(c.Pools...), func(r ipam.Range) bool { return gateway(r) == p }) &&
+			!slices.ContainsFunc(leases, func(l ipam.Lease) bool { return slices.ContainsFunc(l.Addrs, p.Contains) })
+	})
+}
+
+// young says whether the ADD that has taken a lease may be under way. Who has a lease of the future has it for longer: somebody has set the
+// clock back.
+func young(since, now time.Time, grace time.Duration) bool {
+	age := now.Sub(since)
+	return age >= 0 && age < grace
 }

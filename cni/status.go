@@ -28,8 +28,8 @@ func Status(args *skel.CmdArgs) error {
 	if has6 && !link.HasIPv6() {
 		return types.NewError(codeUnavailable, "the kernel has no IPv6", "take the range out of ranges, or the kernel's ipv6.disable=1 off its command line")
 	}
-	if err := link.Possible(); err != nil {
-		return types.NewError(codeUnavailable, "no veth can be made", err.Error())
+	if err := link.Possible(c.Bridge != nil); err != nil {
+		return types.NewError(codeUnavailable, "pods cannot be attached", err.Error())
 	}
 	if c.TakesPorts {
 		if err := portmap.Possible(); err != nil {

@@ -73,7 +73,7 @@ line on standard error.`,
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newProxy(), newRoutes(), newCleanup(), newHosts(), newEnv(), newVersion())
+	root.AddCommand(newAgent(), newStatus(), newProxy(), newRoutes(), newCleanup(), newHosts(), newEnv(), newVersion())
 	group(root)
 	return root
 }

@@ -10,11 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/ropewalk-net/ropewalk/cni/collect"
+	"github.com/ropewalk-net/ropewalk/cni/antispoof"
 	"github.com/ropewalk-net/ropewalk/cni/limited"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
-	"github.com/ropewalk-net/ropewalk/cni/mend"
 	"github.com/ropewalk-net/ropewalk/cni/overlay"
 	"github.com/ropewalk-net/ropewalk/cni/routes"
 )
@@ -35,8 +34,8 @@ the addresses and ports of pods that are gone and that the runtime has not detac
 link. vxlan: in packets of UDP from node to node, on any network that leads them. cloud: somebody else makes the routes.
 
 What somebody deletes comes back. What is not ours stays: our routes have the protocol 82 (ip route), the tunnel's
-device is called rw-vxlan, the tables of nftables are called ropewalk-masquerade. All of it stays when routes ends, so
-that pods go on to talk; "ropewalk cleanup routes" takes it away.
+device is called rw-vxlan, the tables of nftables are called ropewalk-masquerade and ropewalk-antispoof. All of it stays
+when routes ends, so that pods go on to talk; "ropewalk cleanup routes" takes it away.
 
 It needs to be root in the node's network namespace (CAP_NET_ADMIN), and the rights to list and watch nodes and
 servicecidrs.`,
@@ -55,16 +54,7 @@ servicecidrs.`,
 			if err := a.setup(cmd); err != nil {
 				return err
 			}
-			config.Log, config.Registerer = a.log, a.registry
-			r, err := routes.New(config)
-			if err != nil {
-				return err
-			}
-			left, err := collect.New(collect.Config{DataDir: config.DataDir, Ranges: r.Ranges, Log: a.log, Registerer: a.registry})
-			if err != nil {
-				return err
-			}
-			whole, err := mend.New(mend.Config{Plugin: r.Plugin, Log: a.log, Registerer: a.registry})
+			r, run, err := newRoutesParts(config, a.log, a.registry)
 			if err != nil {
 				return err
 			}
@@ -72,9 +62,9 @@ servicecidrs.`,
 			if err != nil {
 				return err
 			}
-			a.also(r.Run)
-			a.also(left.Run)
-			a.also(whole.Run)
+			for _, part := range run {
+				a.also(part)
+			}
 			a.also(delivery(s, routes.Interest(), r))
 			return a.run(cmd.Context(), r.Ready)
 		},
@@ -103,6 +93,7 @@ func (f *routesFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.Masquerade, "masquerade", true, "give packets of pods that leave the cluster the node's address")
 	flags.StringSliceVar(&f.inside, "non-masquerade-cidr", nil, "ranges that see pods' own addresses, besides the cluster's")
 	flags.StringVar(&f.InsideFile, "masquerade-config", "", "file of ip-masq-agent's, whose nonMasqueradeCIDRs are such ranges, too; read again each minute")
+	flags.BoolVar(&f.Antispoof, "antispoof", true, "with --cni-mode routed, drop what pods send from IPv6 addresses that are not theirs")
 	flags.StringVar(&f.CNIMode, "cni-mode", "routed", "how pods are attached to their node: "+strings.Join(cniModes, ", "))
 	flags.StringVar(&f.Bridge, "bridge", "", "with --cni-mode bridge, what the bridge is called (default: rw0)")
 	flags.BoolVar(&f.SpoofCheck, "mac-spoof-check", false, "with --cni-mode bridge, drop what pods send from others' hardware addresses (Linux 5.18)")
@@ -161,9 +152,10 @@ func newCleanupRoutes() *cobra.Command {
 	return &cobra.Command{
 		Use:   "routes",
 		Short: "Take the routes to other nodes' pods, the tunnel and the masquerading away",
-		Long: `routes removes the routes of the protocol 82, the device rw-vxlan and the nftables tables ropewalk-masquerade. Pods of this
-node and others do not reach each other any more. Run it when "ropewalk routes" has ended for good. It is no error that
-there is nothing to remove. What "ropewalk routes" has said to be missing (/run/ropewalk/limited) goes, too.`,
+		Long: `routes removes the routes of the protocol 82, the device rw-vxlan and the nftables tables ropewalk-masquerade and
+ropewalk-antispoof. Pods of this node and others do not reach each other any more. Run it when "ropewalk routes" has
+ended for good. It is no error that there is nothing to remove. What "ropewalk routes" has said to be missing
+(/run/ropewalk/limited) goes, too.`,
 		Example: "  ropewalk cleanup routes",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -171,7 +163,7 @@ there is nothing to remove. What "ropewalk routes" has said to be missing (/run/
 			if err := k.Remove(); err != nil {
 				return err
 			}
-			return errors.Join(masquerade.Remove(), limited.Clear(dataDir))
+			return errors.Join(masquerade.Remove(), antispoof.Remove(), limited.Clear(dataDir))
 		},
 	}
 }

@@ -28,6 +28,8 @@ type agent struct {
 	errors   *prometheus.CounterVec
 	parts    []func(context.Context) error
 	paths    []path
+	// gatherers have metrics besides the registry's.
+	gatherers prometheus.Gatherers
 }
 
 // path is something more to serve at --metrics.
@@ -116,7 +118,7 @@ func (a *agent) run(ctx context.Context, ready func() error) error {
 
 func (a *agent) serve(ctx context.Context, listener net.Listener, ready func() error) error {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(append(prometheus.Gatherers{a.registry}, a.gatherers...), promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready(); err != nil {

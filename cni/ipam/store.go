@@ -221,6 +221,21 @@ func (s *Store) List() ([]Lease, error) {
 	return list, nil
 }
 
+// Given returns the subnets that addresses were given from since the machine started.
+func (s *Store) Given() (subnets []netip.Prefix, err error) {
+	err = s.run(s.db.View, func(t *tx) error {
+		return t.lasts.ForEach(func(k, _ []byte) error {
+			a, ok := netip.AddrFromSlice(k[:max(len(k)-1, 0)])
+			if !ok {
+				return fmt.Errorf("%w: subnet %x", errRecord, k)
+			}
+			subnets = append(subnets, netip.PrefixFrom(a, int(k[len(k)-1])))
+			return nil
+		})
+	})
+	return subnets, err
+}
+
 // run runs f in a transaction.
 func (s *Store) run(begin func(func(*bbolt.Tx) error) error, f func(*tx) error) error {
 	err := guard(s.path, func() error {

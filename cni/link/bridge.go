@@ -1,11 +1,13 @@
 package link
 
 import (
-	"crypto/rand"
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/vishvananda/netlink"
@@ -71,14 +73,40 @@ func (b *Bridge) ensure(h *netlink.Handle) (netlink.Link, error) {
 }
 
 // device is a bridge whose hardware address is its own, and for good: the kernel would take that of a port, and pods would have to ask
-// for their gateway's anew as ports come and go.
+// for their gateway's anew as ports come and go. One that somebody has deleted gets the same again, which pods know; no other node's has it.
 func (b *Bridge) device() netlink.Link {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = b.Name
-	random := make([]byte, 6)
-	_, _ = rand.Read(random) // never fails
-	attrs.HardwareAddr = mac(random)
+	attrs.Name, attrs.HardwareAddr = b.Name, b.mac()
 	return &netlink.Bridge{LinkAttrs: attrs}
+}
+
+// mac is of the name and of the boot: a bridge lives no longer.
+func (b *Bridge) mac() net.HardwareAddr {
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	sum := sha256.Sum256(append([]byte(b.Name), boot...))
+	return mac(sum[:6])
+}
+
+// Drop takes addresses off the device that are former: those of ranges that the node does not have any more, which keep packets from who has
+// them now. A device that was not made here is left alone.
+func (b *Bridge) Drop(former func(netip.Prefix) bool) error {
+	l, err := netlink.LinkByName(b.Name)
+	switch {
+	case missing(err):
+		return nil
+	case err != nil:
+		return err
+	case l.Type() != "bridge" || !bytes.Equal(l.Attrs().HardwareAddr, b.mac()):
+		return nil
+	}
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
+	errs := []error{err}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.IPNet.String()); err == nil && former(p) {
+			errs = append(errs, netlink.AddrDel(l, &a))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (b *Bridge) sysctls(ipv6 bool) []sysctl {
@@ -147,6 +175,15 @@ func (b *Bridge) plug(h *netlink.Handle, port int, pod net.HardwareAddr) error {
 	req.AddData(info)
 	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("port of %s: %w", b.Name, err)
+	}
+	if b.SpoofCheck { // which a kernel that does not know it is silent about
+		have, err := portFlags(port)
+		if err == nil && !have[nl.IFLA_BRPORT_LOCKED] {
+			err = errors.New("the kernel cannot check hardware addresses: it needs Linux 5.18")
+		}
+		if err != nil {
+			return fmt.Errorf("port of %s: %w", b.Name, err)
+		}
 	}
 	// Sticky: what is sent from that address elsewhere does not move it there.
 	switch err := h.NeighAdd(forwarding(port, pod)); {

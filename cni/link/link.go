@@ -179,21 +179,28 @@ func Delete(s Spec) error {
 	return nil
 }
 
-// Possible says why no veth pair can be made, as an error: a kernel without them, or a caller who may not (CAP_NET_ADMIN). It makes none: it
-// asks for one with an MTU that none has, which the kernel refuses (EINVAL) only if it would have made another.
-func Possible() error {
+// Possible says why no veth pair can be made, or no bridge if there is to be one, as an error: a kernel without them, or a caller who may not
+// (CAP_NET_ADMIN). It makes none: it asks for one with an MTU that none has, which the kernel refuses (EINVAL) only if it would have made
+// another.
+func Possible(bridge bool) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = Prefix+"-none", 1
 	pair := netlink.NewVeth(attrs)
 	pair.PeerName = attrs.Name + "2"
-	switch err := netlink.LinkAdd(pair); {
-	case errors.Is(err, unix.EINVAL):
-		return nil
-	case err == nil:
-		return netlink.LinkDel(pair)
-	default:
-		return err
+	links := []netlink.Link{pair}
+	if bridge {
+		links = append(links, &netlink.Bridge{LinkAttrs: attrs})
 	}
+	for _, l := range links {
+		err := netlink.LinkAdd(l)
+		if err == nil {
+			err = netlink.LinkDel(l)
+		}
+		if err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("no %s can be made: %w", l.Type(), err)
+		}
+	}
+	return nil
 }
 
 // Exists says whether there is a host end.

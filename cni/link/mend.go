@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -40,6 +42,7 @@ type node struct {
 	links  map[string]netlink.Link
 	routes map[at]bool
 	neighs map[at]string // hardware addresses of permanent neighbours
+	addrs  map[at]bool
 }
 
 // at is an address, or a network, at a link.
@@ -49,7 +52,7 @@ type at struct {
 }
 
 func look(h *netlink.Handle) (node, error) {
-	n := node{links: map[string]netlink.Link{}, routes: map[at]bool{}, neighs: map[at]string{}}
+	n := node{links: map[string]netlink.Link{}, routes: map[at]bool{}, neighs: map[at]string{}, addrs: map[at]bool{}}
 	links, err := whole(h.LinkList)
 	for _, l := range links {
 		n.links[l.Attrs().Name] = l
@@ -70,7 +73,11 @@ func look(h *netlink.Handle) (node, error) {
 			}
 		}
 	}
-	return n, errors.Join(err, err2, err3)
+	addrs, err4 := whole(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
+	for _, a := range addrs {
+		n.addrs[at{a.LinkIndex, a.IPNet.String()}] = true
+	}
+	return n, errors.Join(err, err2, err3, err4)
 }
 
 // fault is something that is not as it was made.
@@ -107,8 +114,8 @@ func (s Spec) faults(h *netlink.Handle, have node) (out []fault) {
 
 // faults looks at a port. That of a bridge that is not there any more is on none.
 func (b *Bridge) faults(h *netlink.Handle, have node, port netlink.Link, pod net.HardwareAddr) (out []fault) {
-	bridge := have.links[b.Name]
-	if bridge != nil && bridge.Attrs().Flags&net.FlagUp != 0 && port.Attrs().MasterIndex == bridge.Attrs().Index {
+	if bridge := have.links[b.Name]; bridge != nil && bridge.Attrs().Flags&net.FlagUp != 0 && port.Attrs().MasterIndex == bridge.Attrs().Index &&
+		!slices.ContainsFunc(b.Gateways, func(g netip.Prefix) bool { return !have.addrs[at{bridge.Attrs().Index, g.String()}] }) {
 		return nil
 	}
 	return []fault{{"place on " + b.Name, func() error {

@@ -34,6 +34,9 @@ type Config struct {
 	Registerer prometheus.Registerer
 }
 
+// share is how many times what the last look took news are gathered at least: somebody may take things all the time, from a node that has many.
+const share = 20
+
 // often is how often all is looked at that nobody has told of.
 const often = 5 * time.Minute
 
@@ -80,7 +83,7 @@ func (m *Mender) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { m.watch(ctx) })
-	next := time.Now() // when to look at all
+	next, settle := time.Now(), m.config.Settle // when to look at all
 	for {
 		select {
 		case <-ctx.Done():
@@ -97,11 +100,13 @@ func (m *Mender) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(m.config.Settle):
+		case <-time.After(settle):
 		}
 		if m.harmed() {
+			begun := time.Now()
 			m.mend()
 			next = time.Now().Add(m.config.Grace) // what was too young for this one
+			settle = min(max(m.config.Settle, share*time.Since(begun)), often)
 		}
 	}
 }
@@ -151,21 +156,24 @@ const watchRetry = time.Second
 func (m *Mender) watch(ctx context.Context) {
 	for first := true; ctx.Err() == nil; first = false {
 		done := make(chan struct{})
-		ended := make(chan struct{}, 3)
+		ended := make(chan struct{}, 4)
 		links, routes, neighs := make(chan netlink.LinkUpdate, 64), make(chan netlink.RouteUpdate, 64), make(chan netlink.NeighUpdate, 64)
+		addrs := make(chan netlink.AddrUpdate, 64)
 		open := 0
-		for _, err := range []error{netlink.LinkSubscribe(links, done), netlink.RouteSubscribe(routes, done), netlink.NeighSubscribe(neighs, done)} {
+		for _, err := range []error{netlink.LinkSubscribe(links, done), netlink.RouteSubscribe(routes, done), netlink.NeighSubscribe(neighs, done),
+			netlink.AddrSubscribe(addrs, done)} {
 			if err == nil {
 				open++
 			}
 		}
-		if open == 3 {
+		if open == 4 {
 			if !first {
 				m.note(0, false, true) // between two subscriptions
 			}
 			go read(links, ended, m.linkNews)
 			go read(routes, ended, m.routeNews)
 			go read(neighs, ended, m.neighNews)
+			go read(addrs, ended, m.addrNews)
 			select {
 			case <-ctx.Done():
 			case <-ended:
@@ -221,6 +229,16 @@ func (m *Mender) routeNews(u netlink.RouteUpdate) {
 func (m *Mender) neighNews(u netlink.NeighUpdate) {
 	if u.Type == unix.RTM_DELNEIGH && u.Family != unix.AF_BRIDGE {
 		m.note(u.LinkIndex, true, false)
+	}
+}
+
+// addrNews is about addresses of bridges that go.
+func (m *Mender) addrNews(u netlink.AddrUpdate) {
+	if u.NewAddr {
+		return
+	}
+	if l, err := netlink.LinkByIndex(u.LinkIndex); err == nil && l.Type() == "bridge" {
+		m.note(0, false, true)
 	}
 }
 

@@ -78,18 +78,38 @@ func (p plugin) given() ([]byte, error) {
 	}{version, network, p})
 }
 
-// Plugin returns the plugin's configuration, as the runtime gives it to the plugin; nil while pods cannot be attached.
+// Plugin returns the plugin's configuration, as the runtime gives it to the plugin, or would if it were told; nil while pods cannot be attached.
 func (r *Routes) Plugin() []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.given
 }
 
-// announce has the runtime know that pods can be attached. The file is there whole or not at all: runtimes read it as it appears.
-func (r *Routes) announce(v view, mtu int) error {
+// recall takes the plugin's configuration from the file of an earlier process, until the cluster says what it is: the API server may be away.
+func (r *Routes) recall() error {
 	if r.config.ConfDir == "" {
 		return nil
 	}
+	b, err := os.ReadFile(filepath.Join(r.config.ConfDir, ConfName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var file struct{ Plugins []plugin }
+	if err == nil {
+		err = json.Unmarshal(b, &file)
+	}
+	if err != nil || len(file.Plugins) != 1 {
+		return errors.Join(fmt.Errorf("%s has %d plugins", ConfName, len(file.Plugins)), err)
+	}
+	given, err := file.Plugins[0].given()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.given = given
+	return err
+}
+
+// announce has the runtime know that pods can be attached. The file is there whole or not at all: runtimes read it as it appears.
+func (r *Routes) announce(v view, mtu int) error {
 	p := r.config.plugin(v.self.PodCIDRs, mtu)
 	given, err := p.given()
 	b, err2 := p.conflist()
@@ -99,6 +119,9 @@ func (r *Routes) announce(v view, mtu int) error {
 	r.mu.Lock()
 	r.given = given
 	r.mu.Unlock()
+	if r.config.ConfDir == "" {
+		return nil
+	}
 	path := filepath.Join(r.config.ConfDir, ConfName)
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, b) {
 		return nil

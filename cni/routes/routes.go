@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cni/antispoof"
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/overlay"
 )
@@ -39,6 +40,8 @@ type Config struct {
 	Inside     []netip.Prefix
 	// InsideFile has more of these (masquerade.ReadInside), read again at each look, a minute after the last one at most; none if empty.
 	InsideFile string
+	// Antispoof drops what pods in mode routed send from IPv6 addresses that are not theirs.
+	Antispoof bool
 	// ConfDir is where the runtime looks for CNI configurations; nothing is written if it is empty. DataDir is the plugin's.
 	ConfDir, DataDir string
 	// CNIMode is the plugin's mode, "routed" if empty. In mode "bridge", Bridge is the device, the plugin's default if empty, and SpoofCheck
@@ -92,6 +95,7 @@ type Routes struct {
 	near    map[netip.Addr]bool // which are on a link, as of the last look
 	loose   []netip.Addr        // whose links were looked at, as of the last look
 	removed bool                // the masquerading of an earlier process
+	guarded error               // why antispoof is not as it should be
 	limit   limit
 }
 
@@ -249,6 +253,9 @@ func (r *Routes) Run(ctx context.Context) error {
 	if err := r.sweep(); err != nil {
 		r.config.Log.Warn("what an earlier process may have left stays", "error", err)
 	}
+	if err := r.recall(); err != nil {
+		r.config.Log.Warn("how an earlier process had pods attached is not known", "error", err)
+	}
 	if err := r.forget(); err != nil {
 		r.config.Log.Warn("what an earlier process has told the plugin stays", "error", err)
 	}
@@ -392,6 +399,9 @@ func (r *Routes) put(v view) error {
 		r.looked = begun
 	}
 	err = errors.Join(err, r.masquerade(v, now))
+	if now {
+		r.antispoof()
+	}
 	return errors.Join(err, r.limited(missing(err, r.plan, kernel.Device)), r.announce(v, kernel.MTU))
 }
 
@@ -519,6 +529,23 @@ func linkMTU() (int, error) {
 		return 0, errors.New("there is no default route to take the MTU from; give --mtu")
 	}
 	return mtu, nil
+}
+
+// antispoof has the table there, or not there. The log is told once of a kernel that lacks what it needs: pods are reached without it.
+func (r *Routes) antispoof() {
+	apply := antispoof.Apply
+	if !r.config.Antispoof {
+		apply = func() (bool, error) { return false, antispoof.Remove() }
+	}
+	changed, err := apply()
+	if changed {
+		r.metrics.changes.Inc()
+	}
+	if err != nil && (r.guarded == nil || r.guarded.Error() != err.Error()) {
+		r.metrics.failures.Inc()
+		r.config.Log.Error("pods may send from IPv6 addresses that are not theirs", "error", err)
+	}
+	r.guarded = err
 }
 
 // masquerade has the rules there as they should be. Where there are to be none, those of an earlier process go, once.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/ropewalk-net/ropewalk/cluster"
 	"github.com/ropewalk-net/ropewalk/cni"
+	"github.com/ropewalk-net/ropewalk/cni/antispoof"
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/overlay"
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
@@ -125,7 +126,7 @@ func TestRun(t *testing.T) {
 	}
 	without := node("n1", nil, []string{clusternet.Node4, clusternet.Node6})
 	inside := filepath.Join(t.TempDir(), "config")
-	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: inside, LocalhostPorts: true}, without, second)
+	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: inside, LocalhostPorts: true, Antispoof: true}, without, second)
 	for _, a := range []string{clusternet.Far4, clusternet.Far6} {
 		clusternet.Serve(t, clusternet.Far, net.JoinHostPort(a, "80"))
 	}
@@ -157,6 +158,9 @@ func TestRun(t *testing.T) {
 		})
 	}
 	outside(clusternet.Node4)
+	if out := netns.Run(t, "nft", "list", "table", "ip6", antispoof.Table); !strings.Contains(out, "fib saddr . iif") {
+		t.Error(out)
+	}
 	var conf struct {
 		CNIVersion string
 		Plugins    []struct {
@@ -454,5 +458,50 @@ func TestTunnelMTU(t *testing.T) {
 	})
 	if out := netns.Run(t, "ip", "link", "show", "rw-vxlan"); !strings.Contains(out, "mtu 1450") {
 		t.Error(out)
+	}
+}
+
+// TestPlugin holds that the plugin's configuration is known where somebody else writes the runtime's, and before the cluster is.
+func TestPlugin(t *testing.T) {
+	r, err := New(Config{NodeName: "n1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Plugin(); got != nil {
+		t.Errorf("before podCIDRs are known: %s", got)
+	}
+	v := view{self: overlay.Node{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}}
+	if err := r.announce(v, 1400); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := cni.ParseConfig(r.Plugin(), ""); err != nil || c.MTU != 1400 || c.Pools[0].String() != "10.244.1.0/24" {
+		t.Errorf("%+v, %v", c, err)
+	}
+	// It is that of the file while the API server is away.
+	c := Config{NodeName: "n1", ConfDir: t.TempDir(), CNIMode: "bridge", Bridge: "br7", SpoofCheck: true}
+	first, err := New(c)
+	if err == nil {
+		err = first.announce(v, 1400)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := New(Config{NodeName: "n1", ConfDir: c.ConfDir})
+	if err == nil {
+		err = second.recall()
+	}
+	if diff := cmp.Diff(string(first.Plugin()), string(second.Plugin())); diff != "" || err != nil {
+		t.Error(err, diff)
+	}
+	for _, content := range []string{"", "[]", "{}", `{"plugins":[{},{}]}`} {
+		if err := os.WriteFile(filepath.Join(c.ConfDir, ConfName), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.recall(); err != nil { // it writes none
+			t.Error(err)
+		}
+		if err := second.recall(); err == nil {
+			t.Errorf("%q is taken", content)
+		}
 	}
 }

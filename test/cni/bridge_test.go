@@ -76,6 +76,8 @@ func TestBridgePorts(t *testing.T) {
 	if added.exit != 0 {
 		t.Fatal(added.Error.Error())
 	}
+	_, err := os.Stat("/proc/sys/net/bridge")
+	netns.Need(t, err == nil, "the kernel has no br_netfilter")
 	for _, filtered := range []string{"1", "0"} { // whether the node has all bridges' packets pass its rules, or only those that ask for it
 		for _, name := range []string{"iptables", "ip6tables"} {
 			if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+name, []byte(filtered), 0); err != nil {
@@ -312,11 +314,17 @@ func TestWishes(t *testing.T) {
 	}
 	// In mode bridge two of one hardware address would be one.
 	r.conf["mode"], r.conf["bridge"] = "bridge", bridgeName
-	if got := add("g", map[string]any{"mac": mac}); got.exit != 0 {
+	if got = add("g", map[string]any{"mac": mac}); got.exit != 0 {
 		t.Error(got.Error.Error())
 	}
 	if got := add("h", map[string]any{"mac": mac}); got.Code != 102 || !strings.Contains(got.Error.Error(), mac) {
 		t.Errorf("another's hardware address: %v", got.Error.Error())
+	}
+	for i, whose := range []string{bridgeName, hostOf(t, got)} { // the bridge's own, and that of the other pod's end on the node
+		name := fmt.Sprintf("thief%d", i)
+		if got := add(name, map[string]any{"mac": hardwareOf(t, whose)}); got.Code != 102 {
+			t.Errorf("the hardware address of %s: %v", whose, got.Error.Error())
+		}
 	}
 	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
 		if err := r.del(name); err != nil {

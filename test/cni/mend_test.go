@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	plugin "github.com/ropewalk-net/ropewalk/cni"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/mend"
@@ -28,7 +30,7 @@ func TestMend(t *testing.T) {
 		{newRig, "", []string{"ip route del V4", "ip -6 route del V6", "ip neigh del V4 dev HOST", "ip -6 neigh del V6 dev HOST", "ip link set HOST down",
 			"ip neigh replace V4 lladdr 02:00:00:00:00:99 dev HOST nud permanent", "ip route flush root 10.244.0.0/16"}},
 		{newRig, "02:00:00:00:00:08", []string{"ip neigh del V4 dev HOST"}},
-		{newBridge, "", []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down", "ip link set HOST down"}},
+		{newBridge, "", []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down", "ip link set HOST down", "ip addr flush dev cni0", "ip addr del fd00:244::1/64 dev cni0"}},
 	} {
 		r := c.rig(t)
 		r.conf["cniVersion"], r.conf["name"] = "1.1.0", "rope"
@@ -52,6 +54,7 @@ func TestMend(t *testing.T) {
 		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
 			t.Errorf("%s: %d things were made again of what is right: %v", name, n, err)
 		}
+		gateway := hardwareOf(t, res.Interfaces[0].Name)
 		for _, damage := range c.damages {
 			cmd := strings.Fields(fill.Replace(damage))
 			netns.Run(t, cmd[0], cmd[1:]...)
@@ -72,6 +75,9 @@ func TestMend(t *testing.T) {
 			if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
 				t.Errorf("%s, %s: %d things were made once more: %v", name, damage, n, err)
 			}
+			if now := hardwareOf(t, res.Interfaces[0].Name); now != gateway {
+				t.Errorf("%s, %s: what the pod knows to be at %s is at %s", name, damage, gateway, now)
+			}
 		}
 		// The mode was changed under a pod of before.
 		r.conf["mode"] = map[any]string{"routed": "bridge", "bridge": "routed"}[r.conf["mode"]]
@@ -82,6 +88,9 @@ func TestMend(t *testing.T) {
 		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
 			t.Errorf("%s: %d things were made of a pod of the other mode: %v", name, n, err)
 		}
+		if err := r.check(name); r.conf["mode"] == "bridge" && err != nil || r.conf["mode"] == "routed" && (code(err) != 104 || !strings.Contains(err.Error(), "it is on bridge cni0")) {
+			t.Errorf("%s: after a change of the mode: %v", name, err)
+		}
 		netns.Run(t, "ip", "link", "del", host)
 		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
 			t.Errorf("%s: %d things were made for a pod that is gone: %v", name, n, err)
@@ -90,6 +99,81 @@ func TestMend(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestMendFormer holds that a bridge keeps the gateways of ranges that the node had before for as long as a pod has an address of them, and no
+// address of others' is taken off it.
+func TestMendFormer(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	r := newBridge(t)
+	r.conf["cniVersion"], r.conf["name"] = "1.1.0", "rope"
+	mended := func(want ...string) {
+		t.Helper()
+		conf, err := json.Marshal(r.conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := plugin.Mend(conf, 0); err != nil {
+			t.Error(err)
+		}
+		l, err := netlink.LinkByName(bridgeName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, a := range addrs {
+			if !a.IP.IsLinkLocalUnicast() {
+				got = append(got, a.IPNet.String())
+			}
+		}
+		if strings.Join(sorted(got), " ") != strings.Join(sorted(want), " ") {
+			t.Errorf("the bridge has %v, not %v", got, want)
+		}
+	}
+	r.mustAdd("before")
+	netns.Run(t, "ip", "addr", "add", "10.7.7.1/24", "dev", bridgeName) // an operator's
+	r.conf["ranges"] = []string{"10.245.0.0/24", "fd00:245::/64"}
+	r.mustAdd("after")
+	now := []string{"10.245.0.1/24", "fd00:245::1/64", "10.7.7.1/24"}
+	mended(append([]string{"10.244.0.1/24", "fd00:244::1/64"}, now...)...)
+	if err := r.del("before"); err != nil {
+		t.Fatal(err)
+	}
+	mended(now...)
+	if err := r.del("after"); err != nil {
+		t.Fatal(err)
+	}
+	mended(now...)
+	// An IPv6 address can be there once only, whatever its length.
+	r.conf["ranges"] = []string{"10.245.0.0/24", "fd00:245::/80"}
+	mended("10.245.0.1/24", "10.7.7.1/24")
+	r.mustAdd("longer")
+	now = []string{"10.245.0.1/24", "fd00:245::1/80", "10.7.7.1/24"}
+	mended(now...)
+	if err := r.del("longer"); err != nil {
+		t.Fatal(err)
+	}
+	// Who has another hardware address was not made here.
+	r.conf["ranges"] = []string{range4, range6}
+	netns.Run(t, "ip", "link", "set", bridgeName, "address", "02:00:00:00:00:05")
+	mended(now...)
+	r.empty("after DEL")
+}
+
+// hardwareOf returns a link's hardware address.
+func hardwareOf(t *testing.T, name string) string {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.Attrs().HardwareAddr.String()
 }
 
 // TestMender holds that pods get back what was taken from them when the kernel tells of it, and not by somebody's looking again and again.
@@ -102,7 +186,7 @@ func TestMender(t *testing.T) {
 		damages []string
 	}{
 		{newRig, []string{"ip route del V4", "ip -6 route del V6", "ip neigh del V4 dev HOST", "ip link set HOST down"}},
-		{newBridge, []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down"}},
+		{newBridge, []string{"ip link set HOST nomaster", "ip link del cni0", "ip link set cni0 down", "ip addr flush dev cni0"}},
 	} {
 		r := c.rig(t)
 		name := r.conf["mode"].(string)
