@@ -56,8 +56,8 @@ type instance struct {
 	running  Running
 	registry *prometheus.Registry
 	cancel   context.CancelFunc
-	ended    chan struct{} // closed when Run has returned
-	err      error         // what it ended with; read after ended
+	ended    chan struct{} // closed when it does nothing any more
+	err      error         // what it failed with
 	failures int           // one after the other
 	began    time.Time
 	again    time.Time // when it is started again; zero while it runs
@@ -141,17 +141,17 @@ func (s *Supervisor) start(ctx context.Context, i *instance, failed chan<- *inst
 	s.put(next)
 	log.Info("part started")
 	go func() {
+		defer close(next.ended) // at last: whoever has waited for it hears no more of this one
 		err := running.Run(ctx)
-		if err == nil && ctx.Err() == nil {
-			err = errors.New("it has ended by itself")
+		if ctx.Err() != nil {
+			return
 		}
-		next.err = err
-		close(next.ended)
-		if ctx.Err() == nil {
-			select {
-			case failed <- next:
-			case <-ctx.Done(): // somebody ends it, who knows that it has ended
-			}
+		if next.err = err; err == nil {
+			next.err = errors.New("it has ended by itself")
+		}
+		select {
+		case failed <- next:
+		case <-ctx.Done():
 		}
 	}()
 }
