@@ -202,6 +202,37 @@ func TestFailedAndReplaced(t *testing.T) {
 	}
 }
 
+// TestFailsAtOnce holds that a part that fails as soon as it is started, however often, does not have the others hear of the whole cluster again, and
+// that it hears of it itself when it no longer does.
+func TestFailsAtOnce(t *testing.T) {
+	src := &source{}
+	s := &Supervisor{Source: src, Log: slog.New(slog.DiscardHandler), First: 200 * time.Millisecond, Most: time.Millisecond}
+	ctx, cancel := context.WithCancel(context.Background())
+	configs, ended := make(chan []Part), make(chan error)
+	go func() { ended <- s.Run(ctx, configs) }()
+	a, b := &fake{name: "a"}, &fake{name: "b", fail: make(chan error, 20)}
+	for range cap(b.fail) {
+		b.fail <- errors.New("no such directory")
+	}
+	configs <- []Part{a.part("1", cluster.KindNode), b.part("1", cluster.KindPod)}
+	soon(t, func() error {
+		src.mu.Lock()
+		defer src.mu.Unlock()
+		starts, _ := b.counts()
+		if n := len(src.runs); starts <= cap(b.fail) || src.runs[n-1] != cluster.KindsOf(cluster.KindNode, cluster.KindPod) {
+			return fmt.Errorf("%d starts, %d runs", starts, n)
+		}
+		return nil
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if len(src.runs) > 3 { // of both, of a alone, and of both
+		t.Errorf("%d runs: %b", len(src.runs), src.runs)
+	}
+}
+
 func soon(t *testing.T, is func() error) {
 	t.Helper()
 	var err error
