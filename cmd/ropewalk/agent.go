@@ -216,7 +216,14 @@ func (c *agentConfig) parts() ([]parts.Part, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What the parts themselves refuse is refused here, so that it is not they who fail by it.
+	if _, err := hostsmgr.New(p.hosts.config()); err != nil {
+		return nil, f.refused("hosts", err)
+	}
 	proxyConfig, err := p.proxy.config()
+	if err == nil {
+		_, err = proxy.New(proxyConfig)
+	}
 	if err != nil {
 		return nil, f.refused("proxy", err)
 	}
