@@ -84,7 +84,6 @@ func (i *Installer) Run(ctx context.Context) error {
 	for told := false; ; {
 		wait := often
 		err := i.install()
-		i.tell(err)
 		if err != nil {
 			wait = retry
 		} else if err := watch(); err != nil { // other programs may have all the watches there are (fs.inotify)
@@ -93,6 +92,7 @@ func (i *Installer) Run(ctx context.Context) error {
 			}
 			told = true
 		}
+		i.tell(err)
 		select {
 		case <-ctx.Done():
 			return nil
