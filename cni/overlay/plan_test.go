@@ -12,6 +12,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
 func node(name string, fields ...string) Node {
@@ -112,6 +115,36 @@ func TestMany(t *testing.T) {
 			t.Fatalf("%s is no local address of one host", m)
 		}
 	}
+}
+
+// TestAllWrong holds that what is wrong with thousands of nodes at once can be read, and is told in the same words again.
+func TestAllWrong(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	netns.Batch(t, "", "link add eth0 type veth peer name far\nlink set eth0 up\nlink set far up\naddr add 192.0.2.1/24 dev eth0\n")
+	var others []Node
+	for i := range 5000 {
+		others = append(others, node(fmt.Sprint("node-", i), fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255), fmt.Sprintf("198.51.%d.%d", i>>8, i&255)))
+	}
+	readable := func(err, again error, reason error, more string) {
+		t.Helper()
+		if !errors.Is(err, reason) || len(err.Error()) > 2000 || !strings.HasSuffix(err.Error(), more) || again.Error() != err.Error() {
+			t.Errorf("%.3000s\n%.3000s", err, again)
+		}
+	}
+	self := node("self", "10.200.0.0/24", "192.0.2.1")
+	plan, err := Make(Direct, self, others, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = new(Keeper).Put(Kernel{Device: "rw-vxlan"}, plan, true)
+	_, again := new(Keeper).Put(Kernel{Device: "rw-vxlan"}, plan, true)
+	readable(err, again, unix.ENETUNREACH, "and 4990 more like these")
+	self.PodCIDRs[0] = netip.MustParsePrefix("10.0.0.0/8")
+	_, err = Make(Direct, self, others, nil)
+	_, again = Make(Direct, self, others, nil)
+	readable(err, again, ErrNode, "and 4990 more like these")
 }
 
 // TestPlanner holds that a plan which follows changes is the one that is made of all nodes, whatever is wrong with some, and that what goes and
