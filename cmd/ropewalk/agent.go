@@ -113,6 +113,9 @@ func (a *agent) supervise(ctx context.Context, c *agentConfig, wanted []parts.Pa
 		changed, stop := c.watch(ctx, a.log)
 		defer stop()
 		told := ""
+		if now, err := c.parts(); err == nil { // it may have changed before it was watched
+			wanted = now
+		}
 		for {
 			select {
 			case <-ctx.Done():
