@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -184,3 +185,18 @@ func TestBrokenMetric(t *testing.T) {
 type noSource struct{ cluster.Source }
 
 func (noSource) Age() time.Duration { return 0 }
+
+// TestStatusExit holds what "ropewalk status" ends with.
+func TestStatusExit(t *testing.T) {
+	for says, want := range map[string]int{
+		`{"parts":[{"name":"a","ready":true}]}`: exitDone, `{"parts":[{"name":"a","ready":true},{"name":"b"}]}`: exitDifferent,
+		`{"parts":null}`: exitDifferent, "nonsense": exitError, // of an agent that has only just begun
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, says) }))
+		var out strings.Builder
+		if got := run(t.Context(), []string{"status", "--metrics", strings.TrimPrefix(s.URL, "http://")}, nil, &out, &out); got != want {
+			t.Errorf("%s: %d, want %d\n%s", says, got, want, &out)
+		}
+		s.Close()
+	}
+}

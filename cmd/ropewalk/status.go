@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -90,10 +91,9 @@ Exit codes: 0 if all parts are ready, 1 if some are not, 2 if the agent does not
 			} else {
 				err = st.print(cmd.OutOrStdout(), time.Now())
 			}
-			for _, p := range st.Parts {
-				if !p.Ready && err == nil {
-					err = errDifferent
-				}
+			notReady := func(p parts.State) bool { return !p.Ready }
+			if err == nil && (len(st.Parts) == 0 || slices.ContainsFunc(st.Parts, notReady)) { // none: the agent has only just begun
+				err = errDifferent
 			}
 			return err
 		},
