@@ -131,3 +131,18 @@ func TestMissing(t *testing.T) {
 		t.Error("a tunnel without a device is not missing")
 	}
 }
+
+// TestUnreadable holds that a file which this program may not read is told, and is no reason for the node to be not ready.
+func TestUnreadable(t *testing.T) {
+	const unreadable = "/proc/sys/net/ipv4/route/flush" // by root, too
+	_, err := os.ReadFile(unreadable)
+	netns.Need(t, errors.Is(err, unix.EACCES), "there is no file that nobody may read")
+	r, err := New(Config{NodeName: "n1", Masquerade: true, InsideFile: unreadable})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = r.masquerade(view{}, true)
+	if err == nil || missing(err, overlay.Plan{}, "") != nil {
+		t.Errorf("%v", err)
+	}
+}

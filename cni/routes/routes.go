@@ -565,7 +565,7 @@ func (r *Routes) masquerade(v view, now bool) error {
 		var err error
 		if more, err = masquerade.ReadInside(r.config.InsideFile); err != nil {
 			r.metrics.failures.Inc()
-			return err // what was there last stays
+			return errors.New(err.Error()) // what was there last stays; that a file may not be read is not the kernel's refusal (missing)
 		}
 	}
 	own := slices.Concat(r.config.Inside, more, v.cidrs, prefixesOf(v.self))
