@@ -166,8 +166,15 @@ func TestThePodsDirectory(t *testing.T) {
 	r.must(os.Remove(pods))
 	r.start()
 	r.eventually("it says what it waits for", func() bool { return strings.Contains(r.log.String(), "made no directory") })
-	r.must(os.Mkdir(pods, 0o755))
+	// Until then it holds up nobody who hears of the cluster from the same source.
+	for range 2 * queueLen {
+		r.upsert(p)
+	}
 	r.list(p)
+	if r.manager.Ready() == nil {
+		t.Error("it is ready, and has not seen to any file")
+	}
+	r.must(os.Mkdir(pods, 0o755))
 	for range 2 {
 		r.asKubelet(p)
 		r.becomes(r.file(p), want)

@@ -96,6 +96,9 @@ func (w *worker) run(ctx context.Context) error {
 			return err
 		}
 		w.lostTree = false
+		if w.state.complete() && w.recheckAt.IsZero() {
+			w.start()
+		}
 		if w.watch, err = newWatcher(w.tree.Path(), w.m.config.NodeHostsFile); err != nil {
 			w.sayBlind(err)
 		}
@@ -113,7 +116,8 @@ func (w *worker) run(ctx context.Context) error {
 	return nil
 }
 
-// findTree waits until the kubelet has made its directory. It returns nil if ctx ends before.
+// findTree waits until the kubelet has made its directory, and takes in what changes meanwhile: others may hear of the cluster from the same
+// source. It returns nil if ctx ends before.
 func (w *worker) findTree(ctx context.Context) (*podfile.Tree, error) {
 	tick := time.NewTicker(treeRetry)
 	defer tick.Stop()
@@ -125,10 +129,15 @@ func (w *worker) findTree(ctx context.Context) (*podfile.Tree, error) {
 		if !said {
 			w.log.Info("the kubelet has made no directory for pods yet; waiting for it", "path", w.m.podsDir())
 		}
-		select {
-		case <-ctx.Done():
-			return nil, nil
-		case <-tick.C:
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return nil, nil
+			case c := <-w.m.changes:
+				w.state.take(c)
+			case <-tick.C:
+				waiting = false
+			}
 		}
 	}
 }

@@ -38,6 +38,8 @@ type Source struct {
 	mu sync.Mutex
 	// loops are those of the Runs in progress. Guarded by mu.
 	loops map[*loop]struct{}
+	// lost is since when kinds were out of touch as the last Run of theirs ended; the next one goes on from there. Guarded by mu.
+	lost map[cluster.Kind]*time.Time
 	// listUntil is until when this server is taken for one that does not stream listings. Guarded by mu.
 	listUntil time.Time
 }
@@ -65,7 +67,7 @@ func New(c Config) (*Source, error) {
 	}
 	s := &Source{
 		log: c.Log, onError: c.OnError, host: rc.Host, http: client, clients: clients, codec: codec,
-		loops: map[*loop]struct{}{},
+		loops: map[*loop]struct{}{}, lost: map[cluster.Kind]*time.Time{},
 	}
 	if s.log == nil {
 		s.log = slog.Default()
@@ -171,10 +173,12 @@ func (s *Source) Age() time.Duration {
 func (s *Source) track(l *loop, running bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if running {
+	if kind := l.res.kind; running {
 		s.loops[l] = struct{}{}
+		l.lost.Store(s.lost[kind])
 	} else {
 		delete(s.loops, l)
+		s.lost[kind] = l.lost.Load()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/pem"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -734,5 +735,31 @@ func TestHTTP2(t *testing.T) {
 	r.stop()
 	if err := goleak.Find(before); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAgeGoesOn holds that a source that is run again, while its server is away, does not begin to count anew.
+func TestAgeGoesOn(t *testing.T) {
+	src, err := New(Config{Endpoint: "http://127.0.0.1:1", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const old = 50 * time.Millisecond
+	for run := range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- src.Run(ctx, onlyServices, sinkFunc(func(cluster.Change) {})) }()
+		age := time.Duration(0)
+		for age == 0 || run == 0 && age < old {
+			time.Sleep(time.Millisecond)
+			age = src.Age()
+		}
+		if age < old {
+			t.Errorf("%v after another start", age)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
 	}
 }

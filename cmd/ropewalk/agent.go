@@ -113,6 +113,9 @@ func (a *agent) supervise(ctx context.Context, c *agentConfig, wanted []parts.Pa
 		changed, stop := c.watch(ctx, a.log)
 		defer stop()
 		told := ""
+		if now, err := c.parts(); err == nil { // it may have changed before it was watched
+			wanted = now
+		}
 		for {
 			select {
 			case <-ctx.Done():
@@ -216,7 +219,14 @@ func (c *agentConfig) parts() ([]parts.Part, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What the parts themselves refuse is refused here, so that it is not they who fail by it.
+	if _, err := hostsmgr.New(p.hosts.config()); err != nil {
+		return nil, f.refused("hosts", err)
+	}
 	proxyConfig, err := p.proxy.config()
+	if err == nil {
+		_, err = proxy.New(proxyConfig)
+	}
 	if err != nil {
 		return nil, f.refused("proxy", err)
 	}
@@ -387,11 +397,7 @@ func (c *agentConfig) watch(ctx context.Context, log *slog.Logger) (changed <-ch
 func (a *agent) status(node string, s *parts.Supervisor, source cluster.Source) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		st := agentStatus{Version: buildVersion(), Node: node, SourceAge: source.Age().Seconds(), Parts: s.States(), Kernel: kernelVersion()}
-		families, err := s.Gather()
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
+		families, _ := s.Gather() // what is wrong with some is logged where all are served
 		st.Counts = counts(families)
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(st) // to somebody who may have gone

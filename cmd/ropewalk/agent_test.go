@@ -1,12 +1,24 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cmd/ropewalk/parts"
 )
 
 const agentHead = "apiVersion: ropewalk.dev/v1alpha1\nkind: AgentConfiguration\n"
@@ -30,6 +42,9 @@ func TestAgentConfigRefuses(t *testing.T) {
 		agentHead + "hosts:\n  max-size: many":                  ":4: hosts.max-size: strconv.ParseInt",
 		agentHead + "hosts:\n  max-size: [1]":                   ":4: hosts.max-size: it is one value; it is: bytes that no hosts file grows beyond",
 		agentHead + "hosts:\n  max-size:":                       ":4: hosts.max-size: it has no value",
+		agentHead + "hosts:\n  max-size: 100":                   ": hosts: a limit of 100 bytes is too small",
+		agentHead + "hosts:\n  kubelet-dir: kubelet":            `: hosts: "kubelet": want an absolute path`,
+		agentHead + "proxy:\n  pod-interface: [a/b]":            ": proxy: ",
 		agentHead + "proxy:\n  cluster-cidr: 10.0.0.0/8":        ":4: proxy.cluster-cidr: it is a list, as in [a, b]",
 		agentHead + "proxy:\n  cluster-cidr: [[a]]":             ":4: proxy.cluster-cidr: a list has values",
 		agentHead + "proxy:\n\n  cluster-cidr: [10.0.0.1/8]":    `:5: proxy: --cluster-cidr: 10.0.0.1/8 has bits behind its length; is 10.0.0.0/8 meant?`,
@@ -111,5 +126,77 @@ func TestAgentDoc(t *testing.T) {
 	}
 	if n == 0 {
 		t.Error("there is none")
+	}
+}
+
+// broken is a metric that cannot be had.
+type broken struct{}
+
+func (broken) Describe(chan<- *prometheus.Desc) {}
+
+func (broken) Collect(ch chan<- prometheus.Metric) {
+	ch <- prometheus.NewInvalidMetric(prometheus.NewDesc("broken", "Nothing.", nil, nil), errors.New("it is broken"))
+}
+
+// TestBrokenMetric holds that a part of whose metrics one cannot be had does not hide the others, nor what the agent is doing.
+func TestBrokenMetric(t *testing.T) {
+	services := prometheus.NewGauge(prometheus.GaugeOpts{Name: "ropewalk_proxy_services", Help: "Services."})
+	services.Set(7)
+	part := parts.Part{Name: "proxy", Start: func(_ *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
+		r.MustRegister(services, broken{})
+		return parts.Running{Ready: func() error { return nil }, Run: func(ctx context.Context) error { <-ctx.Done(); return nil }}, nil
+	}}
+	a := &agent{log: slog.New(slog.DiscardHandler), registry: prometheus.NewRegistry()}
+	s := &parts.Supervisor{Log: a.log}
+	a.gatherers = append(a.gatherers, s)
+	a.handle("GET /status", a.status("n", s, noSource{}))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	configs := make(chan []parts.Part)
+	a.also(func(ctx context.Context) error { return s.Run(ctx, configs) })
+	a.also(func(ctx context.Context) error { return a.serve(ctx, l, s.Ready) })
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- a.run(ctx, nil) }()
+	configs <- []parts.Part{part}
+	for begun := time.Now(); s.Ready() != nil && time.Since(begun) < 10*time.Second; {
+		time.Sleep(time.Millisecond)
+	}
+	for path, want := range map[string]string{"/metrics": "ropewalk_proxy_services 7", "/status": `"services":7`} {
+		resp, err := http.Get("http://" + l.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(b), want) {
+			t.Errorf("%s: %s %v\n%s", path, resp.Status, err, b)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// noSource is one of which nothing is read.
+type noSource struct{ cluster.Source }
+
+func (noSource) Age() time.Duration { return 0 }
+
+// TestStatusExit holds what "ropewalk status" ends with.
+func TestStatusExit(t *testing.T) {
+	for says, want := range map[string]int{
+		`{"parts":[{"name":"a","ready":true}]}`: exitDone, `{"parts":[{"name":"a","ready":true},{"name":"b"}]}`: exitDifferent,
+		`{"parts":null}`: exitDifferent, "nonsense": exitError, // of an agent that has only just begun
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, says) }))
+		var out strings.Builder
+		if got := run(t.Context(), []string{"status", "--metrics", strings.TrimPrefix(s.URL, "http://")}, nil, &out, &out); got != want {
+			t.Errorf("%s: %d, want %d\n%s", says, got, want, &out)
+		}
+		s.Close()
 	}
 }

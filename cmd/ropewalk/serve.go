@@ -118,7 +118,11 @@ func (a *agent) run(ctx context.Context, ready func() error) error {
 
 func (a *agent) serve(ctx context.Context, listener net.Listener, ready func() error) error {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(append(prometheus.Gatherers{a.registry}, a.gatherers...), promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(append(prometheus.Gatherers{a.registry}, a.gatherers...), promhttp.HandlerOpts{
+		MaxRequestsInFlight: 4,
+		ErrorHandling:       promhttp.ContinueOnError, // what is wrong with one metric is no reason to be without all others
+		ErrorLog:            slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready(); err != nil {

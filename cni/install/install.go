@@ -62,31 +62,35 @@ func (i *Installer) Ready() error {
 const (
 	settle = 100 * time.Millisecond // for which changes of the folder are gathered
 	often  = 5 * time.Minute        // how often is looked that nobody tells of
+	blind  = 10 * time.Second       // the same where the folder cannot be watched
 	retry  = time.Second            // the pause after a failure
 )
 
 // Run installs the plugin, and again when it is gone or another, until ctx ends. It stays.
 func (i *Installer) Run(ctx context.Context) error {
-	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watching %s: %w", i.config.Dir, err)
-	}
 	changed := make(chan struct{}, 1)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer watcher.Close()
-	wg.Go(func() { i.watch(watcher, changed) })
+	watcher, err := fsnotify.NewWatcher()
+	watch := func() error { return err }
+	if err == nil {
+		watch = func() error { return watcher.Add(i.config.Dir) } // no more than once
+		defer watcher.Close()
+		wg.Go(func() { i.watch(watcher, changed) })
+	}
 	if err := i.sweep(); err != nil {
 		i.config.Log.Warn("what an earlier process has left of the CNI plugin stays", "error", err)
 	}
-	for {
+	for told := false; ; {
 		wait := often
 		err := i.install()
-		if err == nil {
-			err = watcher.Add(i.config.Dir) // no more than once
-		}
 		if err != nil {
 			wait = retry
+		} else if err := watch(); err != nil { // other programs may have all the watches there are (fs.inotify)
+			if wait = blind; !told {
+				i.config.Log.Warn("the folder of CNI plugins is not watched, but looked at now and then", "error", err, "every", wait)
+			}
+			told = true
 		}
 		i.tell(err)
 		select {

@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"go.uber.org/goleak"
+
+	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -89,4 +94,41 @@ func soon(t *testing.T, is func() error) {
 		}
 	}
 	t.Fatal(err)
+}
+
+// TestInstallBlind holds that the plugin is installed where no inotify is to be had, as on nodes where other programs have them all.
+func TestInstallBlind(t *testing.T) {
+	const inside = "ROPEWALK_TEST_BLIND"
+	if os.Getenv(inside) == "" {
+		netns.Need(t, os.Geteuid() == 0, "user namespaces need root")
+		cmd := exec.Command("sh", "-c", `echo 0 > /proc/sys/user/max_inotify_instances && exec "$0" -test.run='^TestInstallBlind$'`, os.Args[0])
+		cmd.Env = append(os.Environ(), inside+"=yes")
+		one := []syscall.SysProcIDMap{{Size: 1}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, UidMappings: one, GidMappings: one, Pdeathsig: syscall.SIGKILL}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	if w, err := fsnotify.NewWatcher(); err == nil {
+		w.Close()
+		t.Fatal("there is an inotify")
+	}
+	dir, program := t.TempDir(), filepath.Join(t.TempDir(), "built")
+	write(t, program, "a program")
+	i, err := New(Config{Plugin: program, Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- i.Run(ctx) }()
+	soon(t, i.Ready)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, Name)); err != nil || string(b) != "a program" {
+		t.Errorf("%q, %v", b, err)
+	}
 }

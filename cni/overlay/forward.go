@@ -25,7 +25,7 @@ func Forward(pods []netip.Prefix) (changes int, err error) {
 	if has(false) {
 		c.forwarding("ipv6/conf/all/forwarding", c.keepAdvertised)
 	}
-	return c.changes, errors.Join(c.errs...)
+	return c.changes, c.err()
 }
 
 // forwarding turns a sysctl on if it is off. Writing what it is already would reset others (kernel doc: ip-sysctl).
@@ -95,7 +95,7 @@ func Loosen(of []netip.Addr) (changes int, err error) {
 			c.do(name, func() error { return sysctl(name, "2") })
 		}
 	}
-	return c.changes, errors.Join(c.errs...)
+	return c.changes, c.err()
 }
 
 // largest returns the largest value of sysctls, each of one digit.

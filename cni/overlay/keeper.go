@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"errors"
 	"slices"
 	"sync"
 )
@@ -85,7 +84,7 @@ func (x *Keeper) look(k Kernel, p Plan) (changes int, err error) {
 		k.removeDevice(c)
 	}
 	x.known = len(c.errs) == 0
-	return c.changes, errors.Join(c.errs...)
+	return c.changes, c.err()
 }
 
 // Looks returns how often what the kernel has was listed.

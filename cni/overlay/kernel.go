@@ -47,7 +47,11 @@ func (k Kernel) Remove() error {
 type changer struct {
 	changes int
 	errs    []error
+	failed  map[unix.Errno]int // how often by the kernel's word, 0 for what is not the kernel's
 }
+
+// toldEach is how many errors of a kind are told: what is wrong with one of thousands of nodes may be wrong with all, and people read it.
+const toldEach = 10
 
 // do calls change, and reports whether that went well.
 func (c *changer) do(what string, change func() error) bool {
@@ -56,10 +60,35 @@ func (c *changer) do(what string, change func() error) bool {
 }
 
 func (c *changer) ok(what string, err error) bool {
-	if err != nil {
+	if err == nil {
+		return true
+	}
+	var kind unix.Errno
+	_ = errors.As(err, &kind)
+	if c.failed == nil {
+		c.failed = map[unix.Errno]int{}
+	}
+	if c.failed[kind]++; c.failed[kind] <= toldEach {
 		c.errs = append(c.errs, fmt.Errorf("%s: %w", what, err))
 	}
-	return err == nil
+	return false
+}
+
+// err returns what went wrong.
+func (c *changer) err() error {
+	more := -len(c.errs)
+	for _, n := range c.failed {
+		more += n
+	}
+	return joined(c.errs, more)
+}
+
+// joined returns errors as one, which says that there are more.
+func joined(errs []error, more int) error {
+	if more > 0 {
+		errs = append(errs, fmt.Errorf("and %d more like these", more))
+	}
+	return errors.Join(errs...)
 }
 
 // device returns the index of the tunnel's device, which is as it is to be, 0 if that cannot be had.
@@ -312,10 +341,12 @@ func (p Plan) findRoutes(c *changer, w *work, device int) {
 
 // perform does what is to be done. Without the tunnel's device, routes that need it are left out.
 func (c *changer) perform(w work, device int) {
-	for mac, end := range w.forward {
+	for _, mac := range slices.SortedFunc(maps.Keys(w.forward), func(a, b MAC) int { return bytes.Compare(a[:], b[:]) }) { // so that what fails is told alike
+		end := w.forward[mac]
 		c.do("forwarding entry of "+end.String(), func() error { return netlink.NeighSet(forwarding(device, mac, end)) })
 	}
-	for a, mac := range w.neighbors {
+	for _, a := range slices.SortedFunc(maps.Keys(w.neighbors), netip.Addr.Compare) {
+		mac := w.neighbors[a]
 		c.do("neighbour "+a.String(), func() error { return netlink.NeighSet(neighbor(device, a, mac)) })
 	}
 	// What is wrong goes first: it may be in the way of what is right. A route that only changes is replaced, so that no packet is lost.

@@ -105,8 +105,8 @@ func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(neti
 		if !ok {
 			return errors.New("it has no address of that family")
 		}
-		if slices.Contains(self.Addrs, next) {
-			return fmt.Errorf("its address %s is this node's", next)
+		if err := self.foreign(next); err != nil {
+			return err
 		}
 		p.Routes[pods] = Route{Dst: pods, Via: next}
 		return nil
@@ -115,8 +115,8 @@ func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(neti
 	if !ok {
 		return errors.New("it has no address of the family that the tunnel is of")
 	}
-	if slices.Contains(self.Addrs, end) {
-		return fmt.Errorf("its address %s is this node's", end)
+	if err := self.foreign(end); err != nil {
+		return err
 	}
 	mac := macOf(n.Name)
 	if other, ok := p.Tunnel.Forward[mac]; mac == p.Tunnel.MAC || ok && other != end {
@@ -128,6 +128,18 @@ func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(neti
 	}
 	p.Routes[pods] = Route{Dst: pods, Via: via, Tunnel: true}
 	p.Tunnel.Neighbors[via], p.Tunnel.Forward[mac] = mac, end
+	return nil
+}
+
+// foreign returns why packets from this node do not get to another by that address. A node may say of itself what it likes, and what the kernel refuses
+// of it would be an error for all others.
+func (n Node) foreign(a netip.Addr) error {
+	switch {
+	case slices.Contains(n.Addrs, a):
+		return fmt.Errorf("its address %s is this node's", a)
+	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a.Is4In6(), a.Is6() && a.IsLinkLocalUnicast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return fmt.Errorf("its address %s is none that leads to a node", a)
+	}
 	return nil
 }
 

@@ -12,6 +12,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
 func node(name string, fields ...string) Node {
@@ -73,6 +76,11 @@ func TestMake(t *testing.T) {
 			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node old, pods 10.8.0.0/24: its address 192.0.2.1 is this node's"}},
 		"this node's former name, a tunnel": {mode: VXLAN, others: []Node{node("old", "fd00:8::/64", "192.0.2.1")},
 			wrong: []string{"node old, pods fd00:8::/64: its address 192.0.2.1 is this node's"}},
+		"no node's address": {mode: Direct, others: []Node{node("d", "10.9.0.0/24", "127.0.0.1"), node("e", "10.10.0.0/24", "0.0.0.0"), node("f", "fd00:9::/64", "ff02::1"), node("g", "fd00:10::/64", "fe80::1")},
+			wrong: []string{"node d, pods 10.9.0.0/24: its address 127.0.0.1 is none that leads to a node", "node e, pods 10.10.0.0/24: its address 0.0.0.0 is none that leads to a node",
+				"node f, pods fd00:9::/64: its address ff02::1 is none that leads to a node", "node g, pods fd00:10::/64: its address fe80::1 is none that leads to a node"}},
+		"no node's address, a tunnel": {mode: VXLAN, others: []Node{node("d", "10.9.0.0/24", "255.255.255.255")},
+			wrong: []string{"node d, pods 10.9.0.0/24: its address 255.255.255.255 is none that leads to a node"}},
 		"no address": {mode: VXLAN, others: []Node{node("d", "10.9.0.0/24", "2001:db8::4")},
 			wrong: []string{"node d, pods 10.9.0.0/24: it has no address of the family that the tunnel is of"}},
 		"no address, direct": {mode: Direct, others: []Node{node("d", "10.9.0.0/24", "fd00:9::/64", "2001:db8::4")}, want: []string{"fd00:9::/64 via 2001:db8::4"},
@@ -112,6 +120,36 @@ func TestMany(t *testing.T) {
 			t.Fatalf("%s is no local address of one host", m)
 		}
 	}
+}
+
+// TestAllWrong holds that what is wrong with thousands of nodes at once can be read, and is told in the same words again.
+func TestAllWrong(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	netns.Batch(t, "", "link add eth0 type veth peer name far\nlink set eth0 up\nlink set far up\naddr add 192.0.2.1/24 dev eth0\n")
+	var others []Node
+	for i := range 5000 {
+		others = append(others, node(fmt.Sprint("node-", i), fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255), fmt.Sprintf("198.51.%d.%d", i>>8, i&255)))
+	}
+	readable := func(err, again error, reason error, more string) {
+		t.Helper()
+		if !errors.Is(err, reason) || len(err.Error()) > 2000 || !strings.HasSuffix(err.Error(), more) || again.Error() != err.Error() {
+			t.Errorf("%.3000s\n%.3000s", err, again)
+		}
+	}
+	self := node("self", "10.200.0.0/24", "192.0.2.1")
+	plan, err := Make(Direct, self, others, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = new(Keeper).Put(Kernel{Device: "rw-vxlan"}, plan, true)
+	_, again := new(Keeper).Put(Kernel{Device: "rw-vxlan"}, plan, true)
+	readable(err, again, unix.ENETUNREACH, "and 4990 more like these")
+	self.PodCIDRs[0] = netip.MustParsePrefix("10.0.0.0/8")
+	_, err = Make(Direct, self, others, nil)
+	_, again = Make(Direct, self, others, nil)
+	readable(err, again, ErrNode, "and 4990 more like these")
 }
 
 // TestPlanner holds that a plan which follows changes is the one that is made of all nodes, whatever is wrong with some, and that what goes and

@@ -42,6 +42,7 @@ func (x *Planner) Make(mode Mode, self Node, others []Node, direct func(netip.Ad
 		x.taken.add(p.Masked())
 	}
 	var errs []error
+	more := 0
 	for _, n := range others {
 		if n.Name == self.Name {
 			continue
@@ -52,7 +53,11 @@ func (x *Planner) Make(mode Mode, self Node, others []Node, direct func(netip.Ad
 			if err == nil {
 				err = x.plan.lead(mode, self, n, p, direct)
 			}
-			if err != nil {
+			switch {
+			case err != nil && len(errs) >= toldEach:
+				more++
+				continue
+			case err != nil:
 				errs = append(errs, fmt.Errorf("%w %s, pods %s: %w", ErrNode, n.Name, p, err))
 				continue
 			}
@@ -60,7 +65,7 @@ func (x *Planner) Make(mode Mode, self Node, others []Node, direct func(netip.Ad
 		}
 	}
 	x.fine = len(errs) == 0
-	return x.plan, errors.Join(errs...)
+	return x.plan, joined(errs, more)
 }
 
 // Change is told of nodes by their names that have come, changed or, where the Node is none, gone. It returns what goes from the plan and what

@@ -56,8 +56,8 @@ type instance struct {
 	running  Running
 	registry *prometheus.Registry
 	cancel   context.CancelFunc
-	ended    chan struct{} // closed when Run has returned
-	err      error         // what it ended with; read after ended
+	ended    chan struct{} // closed when it does nothing any more
+	err      error         // what it failed with
 	failures int           // one after the other
 	began    time.Time
 	again    time.Time // when it is started again; zero while it runs
@@ -141,17 +141,17 @@ func (s *Supervisor) start(ctx context.Context, i *instance, failed chan<- *inst
 	s.put(next)
 	log.Info("part started")
 	go func() {
+		defer close(next.ended) // at last: whoever has waited for it hears no more of this one
 		err := running.Run(ctx)
-		if err == nil && ctx.Err() == nil {
-			err = errors.New("it has ended by itself")
+		if ctx.Err() != nil {
+			return
 		}
-		next.err = err
-		close(next.ended)
-		if ctx.Err() == nil {
-			select {
-			case failed <- next:
-			case <-ctx.Done(): // somebody ends it, who knows that it has ended
-			}
+		if next.err = err; err == nil {
+			next.err = errors.New("it has ended by itself")
+		}
+		select {
+		case failed <- next:
+		case <-ctx.Done():
 		}
 	}()
 }
@@ -188,14 +188,24 @@ func (s *Supervisor) restart(ctx context.Context, failed chan<- *instance) {
 	}
 }
 
-// next returns when a part is to be started again; zero if none is.
+// next returns when a part is to be started again, or to hear of the cluster; zero if none is.
 func (s *Supervisor) next() (at time.Time) {
 	for _, i := range s.sorted() {
-		if !i.again.IsZero() && (at.IsZero() || i.again.Before(at)) {
-			at = i.again
+		due := i.again
+		if due.IsZero() && s.onTrial(i) {
+			due = i.began.Add(s.First)
+		}
+		if !due.IsZero() && (at.IsZero() || due.Before(at)) {
+			at = due
 		}
 	}
 	return at
+}
+
+// onTrial says that a part has failed and has only just been started again. It hears of the cluster when it has run for a while: the others
+// hear of all of it once more then, and a part that fails as soon as it runs is no reason for that.
+func (s *Supervisor) onTrial(i *instance) bool {
+	return i.failures > 0 && time.Since(i.began) < s.First
 }
 
 // stop ends a part, and waits for it.
@@ -218,7 +228,7 @@ func (s *Supervisor) sorted() []*instance {
 }
 
 func (s *Supervisor) consumers() []*instance {
-	return slices.DeleteFunc(s.sorted(), func(i *instance) bool { return !i.again.IsZero() || i.running.Consumer.Sink == nil })
+	return slices.DeleteFunc(s.sorted(), func(i *instance) bool { return !i.again.IsZero() || i.running.Consumer.Sink == nil || s.onTrial(i) })
 }
 
 // State is what a part is doing.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -156,6 +157,79 @@ func TestSupervisor(t *testing.T) {
 	}
 	if last := src.runs[len(src.runs)-1]; last != cluster.KindsOf(node) {
 		t.Errorf("the last run is of the kinds %b", last)
+	}
+}
+
+// TestFailedAndReplaced holds that a part that fails as its configuration changes is not taken for its successor: there is one of it at a time.
+func TestFailedAndReplaced(t *testing.T) {
+	s := &Supervisor{Source: &source{}, Log: slog.New(slog.DiscardHandler), First: time.Microsecond, Most: time.Microsecond}
+	ctx, cancel := context.WithCancel(context.Background())
+	configs, ended := make(chan []Part), make(chan error)
+	go func() { ended <- s.Run(ctx, configs) }()
+	var running, most atomic.Int32
+	var fail atomic.Pointer[chan struct{}]
+	part := func(config string) Part {
+		return Part{Name: "a", Config: config, Start: func(*slog.Logger, prometheus.Registerer) (Running, error) {
+			c := make(chan struct{}, 1)
+			fail.Store(&c)
+			return Running{Ready: func() error { return nil }, Run: func(ctx context.Context) error {
+				most.Store(max(most.Load(), running.Add(1)))
+				defer running.Add(-1)
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-c:
+					return errors.New("failed")
+				}
+			}}, nil
+		}}
+	}
+	for n := range 5000 {
+		configs <- []Part{part(fmt.Sprint(n))}
+		if c := fail.Load(); c != nil {
+			select {
+			case *c <- struct{}{}:
+			default:
+			}
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := running.Load(); n != 0 || most.Load() > 1 {
+		t.Errorf("%d run at the end, %d at a time", n, most.Load())
+	}
+}
+
+// TestFailsAtOnce holds that a part that fails as soon as it is started, however often, does not have the others hear of the whole cluster again, and
+// that it hears of it itself when it no longer does.
+func TestFailsAtOnce(t *testing.T) {
+	src := &source{}
+	s := &Supervisor{Source: src, Log: slog.New(slog.DiscardHandler), First: 200 * time.Millisecond, Most: time.Millisecond}
+	ctx, cancel := context.WithCancel(context.Background())
+	configs, ended := make(chan []Part), make(chan error)
+	go func() { ended <- s.Run(ctx, configs) }()
+	a, b := &fake{name: "a"}, &fake{name: "b", fail: make(chan error, 20)}
+	for range cap(b.fail) {
+		b.fail <- errors.New("no such directory")
+	}
+	configs <- []Part{a.part("1", cluster.KindNode), b.part("1", cluster.KindPod)}
+	soon(t, func() error {
+		src.mu.Lock()
+		defer src.mu.Unlock()
+		starts, _ := b.counts()
+		if n := len(src.runs); starts <= cap(b.fail) || src.runs[n-1] != cluster.KindsOf(cluster.KindNode, cluster.KindPod) {
+			return fmt.Errorf("%d starts, %d runs", starts, n)
+		}
+		return nil
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if len(src.runs) > 3 { // of both, of a alone, and of both
+		t.Errorf("%d runs: %b", len(src.runs), src.runs)
 	}
 }
 
