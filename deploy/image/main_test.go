@@ -195,7 +195,9 @@ func TestRefused(t *testing.T) {
 	for what, spoil := range map[string]func(){
 		"not for amd64": func() { os.Rename(filepath.Join(bin, "arm64", "ropewalk"), path) },
 		"no such file":  func() { os.Remove(path) },
-		"bad magic":     func() { os.WriteFile(path, []byte("#!/bin/sh\n# this is not what it is called, and long enough for a header of ELF"), 0o755) },
+		"bad magic": func() {
+			os.WriteFile(path, []byte("#!/bin/sh\n# this is not what it is called, and long enough for a header of ELF"), 0o755)
+		},
 		"not static": func() {
 			source := filepath.Join(bin, "main.go")
 			cmd := exec.Command("go", "build", "-buildmode=pie", "-ldflags=-linkmode=internal", "-o", path, source)
