@@ -36,15 +36,6 @@ func TestStoreError(t *testing.T) {
 	}
 }
 
-// TestUnavailable holds that a runtime that could try again is told so.
-func TestUnavailable(t *testing.T) {
-	for code, want := range map[uint]uint{5: 50, 7: 50, 11: 11} {
-		if got := unavailable(types.NewError(code, "x", "")); codeOf(got) != want {
-			t.Errorf("%d: %v", code, got)
-		}
-	}
-}
-
 func TestYoung(t *testing.T) {
 	now := time.Now()
 	for ago, want := range map[time.Duration]bool{0: true, time.Second: true, 30 * time.Second: false, time.Hour: false, -time.Second: false, -9 * time.Hour: false} {

@@ -49,7 +49,7 @@ func GC(args *skel.CmdArgs) error {
 		}
 	}
 	if _, err := bandwidth.Collect(); err != nil { // of pods whose lease is gone
-		errs = append(errs, err)
+		errs = append(errs, fmt.Errorf("limits of bandwidth of pods that are gone: %w", err))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return types.NewError(CodeKernel, "not all could be removed", err.Error())

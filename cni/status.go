@@ -1,6 +1,9 @@
 package cni
 
 import (
+	"errors"
+	"time"
+
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -33,8 +36,8 @@ func Status(args *skel.CmdArgs) error {
 			return types.NewError(codeUnavailable, "ports of the node cannot lead to pods", err.Error())
 		}
 	}
-	var leases []ipam.Lease
-	if err := withStore(c.DataDir, func(s *ipam.Store) error { leases, err = s.List(); return err }); err != nil {
+	leases, err := leasesIfFree(c.DataDir)
+	if err != nil {
 		return unavailable(err)
 	}
 	for _, p := range c.Pools {
@@ -54,10 +57,22 @@ func Status(args *skel.CmdArgs) error {
 	return nil
 }
 
-// unavailable keeps a code that tells more.
-func unavailable(err error) error {
-	if codeOf(err) == types.ErrTryAgainLater {
-		return err
+// momentarily is how long STATUS waits for ADDs and DELs. That they have the leases is no reason for a node to be not ready.
+const momentarily = time.Second
+
+// leasesIfFree returns all leases, or none if others have them.
+func leasesIfFree(dir string) ([]ipam.Lease, error) {
+	s, err := ipam.OpenWithin(dir, momentarily)
+	if errors.Is(err, ipam.ErrBusy) {
+		return nil, nil
 	}
+	if err != nil {
+		return nil, err
+	}
+	leases, err := s.List()
+	return leases, errors.Join(err, s.Close())
+}
+
+func unavailable(err error) error {
 	return types.NewError(codeUnavailable, "pods cannot be attached", err.Error())
 }

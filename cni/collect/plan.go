@@ -85,6 +85,10 @@ func needed(l ipam.Lease, leased bool, pod netip.Addr, attached func() bool) boo
 // memory is since when orphans are known. Times are this process's own, so that nobody's setting of the clock shortens the grace.
 type memory map[orphan]time.Time
 
+// old is how old a lease is, by the clock that people set, whose ADD has surely ended. The first look gives it no grace: where this program is
+// started again and again, there would be no other.
+const old = time.Hour
+
 // ripe returns the orphans that were found at each look for the time of grace, and what to remember of all.
 func (m memory) ripe(found []orphan, now time.Time, grace time.Duration) (ripe []orphan, next memory) {
 	next = memory{}
@@ -93,7 +97,8 @@ func (m memory) ripe(found []orphan, now time.Time, grace time.Duration) (ripe [
 		if !known {
 			first = now
 		}
-		if next[o] = first; now.Sub(first) >= grace {
+		aged := m == nil && o.kind == aLease && now.Sub(time.Unix(0, o.since)) >= old
+		if next[o] = first; aged || now.Sub(first) >= grace {
 			ripe = append(ripe, o)
 		}
 	}

@@ -69,6 +69,9 @@ type Store struct {
 // ErrBusy. ErrDamaged and ErrVersion say that there is a file which is of no use, and what to do about it.
 func Open(dir string) (*Store, error) { return open(dir, patience) }
 
+// OpenWithin is Open for who has less time.
+func OpenWithin(dir string, wait time.Duration) (*Store, error) { return open(dir, wait) }
+
 func open(dir string, wait time.Duration) (*Store, error) {
 	db, err := openDB(dir, wait)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -29,6 +30,15 @@ func TestFile(t *testing.T) {
 	do(Write(dir, strings.Repeat("ä", longest)))
 	if got, err := Read(dir); err != nil || !utf8.ValidString(got) || len(got) < longest-utf8.UTFMax || len(got) > longest {
 		t.Errorf("%d bytes of a long text, %v", len(got), err)
+	}
+	long := time.Now().Add(-Stale - time.Minute)
+	do(os.Chtimes(filepath.Join(dir, fileName), long, long))
+	read("")
+	do(Write(dir, "again"))
+	read("again")
+	do(os.WriteFile(filepath.Join(dir, fileName), make([]byte, 1<<20), 0o644)) // not by Write
+	if got, err := Read(dir); err != nil || len(got) > longest {
+		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	do(Clear(dir))
 	read("")

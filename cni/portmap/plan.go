@@ -149,9 +149,18 @@ func wanted(f *family, o Owner, mappings []Mapping, pods []netip.Prefix, localho
 				at[key] = lead(m, key)
 			}
 		}
-		if len(at) > 0 {
-			first, last := bounds(p)
+		from := func(network netip.Prefix) {
+			first, last := bounds(network)
 			list = append(list, element{set: hairpinSet, key: bytesOf(first) + bytesOf(p.Addr()), end: bytesOf(last) + bytesOf(p.Addr()), owner: o})
+		}
+		if len(at) > 0 {
+			from(p)
+		}
+		for _, e := range at {
+			if e.mapping(f).HostIP.IsLoopback() { // the pod would send its answer to itself
+				from(netip.PrefixFrom(loopback, 8))
+				break
+			}
 		}
 	}
 	for _, e := range at {

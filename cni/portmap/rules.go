@@ -102,7 +102,6 @@ func (f *family) chains() []chain {
 		}},
 		{name: "postrouting", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, priority: 100, rules: []rule{
 			join(translated(), load(f.saddr(), f.daddr()), rule{&expr.Lookup{SourceRegister: 1, SetName: "hairpin"}, &expr.Masq{}}),
-			join(translated(), f.loopback(f.saddr()), rule{&expr.Masq{}}),
 		}},
 	}
 	if f.is4() {

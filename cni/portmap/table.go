@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 // attempts is how often an Add begins again when somebody else's Add came in between.
@@ -62,6 +64,9 @@ func remove(o Owner, to func(netip.Addr) bool) error {
 		return nil // Add has refused it, too
 	}
 	c, err := open()
+	if without(err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -93,6 +98,9 @@ func remove(o Owner, to func(netip.Addr) bool) error {
 // List returns all mappings. One of several families, or of 127.0.0.1 too, is several entries.
 func List() ([]Entry, error) {
 	c, err := open()
+	if without(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -349,23 +357,66 @@ func (c *conn) withdraw(f *family, list []element) error {
 	return c.flush()
 }
 
-// read lists a table's elements; none if there is no table.
-func (c *conn) read(f *family) ([]element, error) {
-	tables, err := c.ListTablesOfFamily(f.id)
+// without says whether an error is that of a kernel which does not have what was asked, nf_tables or nf_conntrack_netlink: one without nfnetlink, or
+// nfnetlink without that (nfnetlink_rcv_msg).
+func without(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// read lists a table's elements; none if there is no table. The kernel gives a list in several messages, and what is deleted between two of them
+// can hide what is behind it. So the list is one of which nothing was changed meanwhile, if there is any at all in so many attempts.
+func (c *conn) read(f *family) (list []element, err error) {
+	const lists = 10
+	for range lists {
+		tables, e := c.ListTablesOfFamily(f.id)
+		if without(e) {
+			return nil, nil
+		}
+		if e != nil {
+			return nil, fmt.Errorf("listing tables: %w", e)
+		}
+		i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == TableName })
+		if i < 0 {
+			return nil, nil
+		}
+		before, e := generation()
+		if e != nil {
+			return nil, e
+		}
+		list, err = c.list(f, tables[i]) // it fails if somebody has taken the table away
+		after, e := generation()
+		if e != nil {
+			return nil, e
+		}
+		if err == nil && after == before {
+			break
+		}
+	}
+	return list, err
+}
+
+// generation is the number of the last transaction that the kernel has committed.
+func generation() (string, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	req.AddData(&nl.Nfgenmsg{Version: nl.NFNETLINK_V0})
+	got, err := req.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN)
+	if err == nil && len(got) != 1 {
+		err = errors.New("no answer")
+	}
 	if err != nil {
-		return nil, fmt.Errorf("listing tables: %w", err)
+		return "", fmt.Errorf("generation of nftables: %w", err)
 	}
-	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == TableName })
-	if i < 0 {
-		return nil, nil
-	}
-	there, err := c.GetSets(tables[i])
+	return string(got[0]), nil
+}
+
+func (c *conn) list(f *family, t *nftables.Table) ([]element, error) {
+	there, err := c.GetSets(t)
 	if err != nil {
 		return nil, fmt.Errorf("listing sets: %w", err)
 	}
 	var list []element
 	seen := map[element]bool{} // the kernel may list one twice while the set changes
-	for i, s := range f.sets(tables[i]) {
+	for i, s := range f.sets(t) {
 		if !slices.ContainsFunc(there, func(t *nftables.Set) bool { return t.Name == s.Name }) {
 			continue
 		}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -183,6 +184,20 @@ func TestGuard(t *testing.T) {
 	expect(t, "", "tcp", "127.0.0.1", 80, "pod0", clusternet.Gateway4)
 }
 
+// TestRedirected holds that who connects to 127.0.0.1 is seen as such where somebody else has led him to another port there.
+func TestRedirected(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	start(t, 1)
+	sysctl(t, "veth0/route_localnet", "1")
+	clusternet.Serve(t, "", "127.0.0.1:9999")
+	must(t, Add(owner(0), both(80, 8080), podAddrs(0), true))
+	netns.Run(t, "nft", "table ip x { chain c { type nat hook output priority -100; ip daddr 127.0.0.1 tcp dport 81 redirect to :9999; }; }")
+	expect(t, "", "tcp", "127.0.0.1", 81, "", "127.0.0.1")
+	expect(t, "", "tcp", "127.0.0.1", 80, "pod0", clusternet.Gateway4)
+}
+
 // TestFlows holds that a UDP client which keeps its port gets to whom the node's port leads at the moment.
 func TestFlows(t *testing.T) {
 	if !netns.Enter(t) {
@@ -190,9 +205,12 @@ func TestFlows(t *testing.T) {
 	}
 	start(t, 2)
 	for _, host := range []string{clusternet.Node4, clusternet.Node6} {
-		i := 0
+		i, mappings := 0, both(80, 8080)
 		if host == clusternet.Node6 {
 			i = 1 // nothing of the one family is in the way of the other
+			for p := range uint16(few) {
+				mappings = append(mappings, mapping("", 100+p, 8080, UDP))
+			}
 		}
 		stop := clusternet.Serve(t, "", net.JoinHostPort(host, "80"))
 		var c net.Conn
@@ -212,7 +230,7 @@ func TestFlows(t *testing.T) {
 			}
 		}
 		ask("")
-		must(t, Add(owner(i), both(80, 8080), podAddrs(i), false))
+		must(t, Add(owner(i), mappings, podAddrs(i), false))
 		ask(clusternet.Pod(i))
 		must(t, Add(owner(1-i), both(85, 8080), podAddrs(1-i), false)) // not its business
 		ask(clusternet.Pod(i))
@@ -279,6 +297,73 @@ func btoi(b bool) int {
 		return 1
 	}
 	return 0
+}
+
+// TestListed holds that a list has all that is there for all of the time, whatever else comes and goes meanwhile.
+func TestListed(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	must(t, Add(owner(0), both(1, 1), podAddrs(0), false)) // so that the table is there
+	f := families[0]
+	some := func(first, n int) (list []element) {
+		for i := first; i < first+n; i++ {
+			es, err := wanted(f, owner(i), both(uint16(i), 1), []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)}, false)
+			must(t, err)
+			list = append(list, slices.DeleteFunc(es, func(e element) bool { return e.set != portsMap })...)
+		}
+		return list
+	}
+	const stay = 300
+	c, err := open()
+	must(t, err)
+	must(t, c.commit(&change{family: f, intact: true, add: some(1000, stay)}))
+	defer c.close()
+	come := change{family: f, intact: true, add: some(5000, 100)}
+	leave := change{family: f, intact: true, remove: come.add}
+	for range 50 {
+		var group sync.WaitGroup
+		group.Go(func() { // less often than a list is asked for anew
+			for range 4 {
+				if err := errors.Join(c.commit(&come), c.commit(&leave)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		list, err := List()
+		group.Wait()
+		must(t, err)
+		list = slices.DeleteFunc(list, func(e Entry) bool { return e.HostPort < 1000 || e.HostPort >= 1000+stay })
+		if len(list) != stay*2 {
+			t.Fatalf("%d of %d are listed", len(list), stay*2)
+		}
+	}
+}
+
+// TestListedWhileFlushed holds that a table which somebody takes away meanwhile is none, and no error.
+func TestListedWhileFlushed(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	c, err := open()
+	must(t, err)
+	defer c.close()
+	f := families[0]
+	for range 40 {
+		var group sync.WaitGroup
+		group.Go(func() {
+			for range 3 {
+				err := c.commit(&change{family: f, want: []element{{}}})
+				c.DelTable(f.table())
+				if err := errors.Join(err, c.flush()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		_, err := List()
+		group.Wait()
+		must(t, err)
+	}
 }
 
 // TestRaces has many Adds and Deletes at once: one gets a port, and those that want different ones do not come into each other's way.

@@ -35,10 +35,10 @@ func (l *limit) next(missing error, now time.Time, patience time.Duration) (text
 	return text, text != l.told
 }
 
-// limited has the plugin know what is missing. A file that cannot be written is tried again at the next look.
+// limited has the plugin know what is missing, and at each look that it still is. A file that cannot be written is tried again at the next one.
 func (r *Routes) limited(missing error) error {
 	text, news := r.limit.next(missing, time.Now(), r.config.Patience)
-	if !news || r.config.DataDir == "" {
+	if text == "" && !news || r.config.DataDir == "" {
 		return nil
 	}
 	var err error

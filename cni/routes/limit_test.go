@@ -3,6 +3,8 @@ package routes
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -100,6 +102,11 @@ func TestLimited(t *testing.T) {
 	// A device of somebody else's has the name of the tunnel's.
 	netns.Batch(t, "", "link del rw-vxlan\nlink add rw-vxlan type bridge\n")
 	r.soon(status(51))
+	long := time.Now().Add(-2 * limited.Stale)
+	if err := os.Chtimes(filepath.Join(dir, "limited"), long, long); err != nil {
+		t.Fatal(err)
+	}
+	r.soon(status(51)) // it says so at each look
 	netns.Run(t, "ip", "link", "del", "rw-vxlan")
 	r.soon(status(0))
 }

@@ -544,6 +544,34 @@ func TestDel(t *testing.T) {
 	}
 }
 
+// TestDelWithoutNftables holds that a kernel which has none has no ports of the pod's either, whereas one that does not answer may have some.
+func TestDelWithoutNftables(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "strace")
+	r := newRig(t)
+	for _, c := range []struct {
+		errno string
+		exit  int
+	}{{"EINVAL", 0}, {"EOPNOTSUPP", 0}, {"EIO", 1}} {
+		r.pod("a")
+		if got := run(t, r.command(env("ADD", "a"), nil)); got.exit != 0 {
+			t.Fatal(got.Error.Error())
+		}
+		if exit, times, said := r.injectOutput("DEL", "sendmsg:error="+c.errno); exit != c.exit || times == 0 {
+			t.Errorf("%s: exit %d after %d calls: %s", c.errno, exit, times, said)
+		}
+		if n := len(r.leases()); n != c.exit {
+			t.Errorf("%s: %d leases", c.errno, n)
+		}
+		if err := r.del("a"); err != nil {
+			t.Error(err)
+		}
+		netns.Run(t, "ip", "netns", "del", "a")
+	}
+}
+
 // TestCheck holds that CHECK finds each part that is missing.
 func TestCheck(t *testing.T) {
 	if !enter(t) {
@@ -764,6 +792,16 @@ func TestStatus(t *testing.T) {
 		t.Errorf("without forwarding: %v", err)
 	}
 	netns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	busy, err := ipam.Open(r.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := status(); err != nil {
+		t.Errorf("while others have the leases: %v", err)
+	}
+	if err := busy.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if err := limited.Write(r.dir, "no tunnel"); err != nil {
 		t.Fatal(err)
 	}
@@ -951,7 +989,7 @@ func TestGCErrors(t *testing.T) {
 			t.Errorf("call %d: it succeeds, and leaves %v", n, left)
 		case exit == 1 && times < len(dead): // calls of each thread are counted by themselves
 			failed++
-			if len(left) == 0 || len(left) > times || strings.Count(out, "dead") != len(left) {
+			if len(left) == 0 && !strings.Contains(out, "limits") || len(left) > times || strings.Count(out, "dead") != len(left) {
 				t.Errorf("call %d, %d failed: left are %v: %s", n, times, left, out)
 			}
 			for _, l := range left {

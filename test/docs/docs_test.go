@@ -196,7 +196,9 @@ func world(t *testing.T, edit ...func([]byte) []byte) {
 	}
 	manifests["/etc/kubernetes/dns.conf"] = string(kubeconfig)
 	manifests["/etc/kubernetes/ropewalk.conf"] = string(kubeconfig)
+	manifests["/etc/ropewalk/agent.yaml"] = "apiVersion: ropewalk.dev/v1alpha1\nkind: AgentConfiguration\n"
 	netns.Tmpfs(t, "/etc", manifests)
+	netns.Tmpfs(t, "/opt", map[string]string{"/opt/cni/bin/README": "for CNI plugins"})
 	netns.Tmpfs(t, "/var/lib", map[string]string{"/var/lib/coredns/README": "for snapshots"})
 
 	target, _ := url.Parse(api.URL())

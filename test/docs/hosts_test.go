@@ -40,6 +40,7 @@ const (
 	hostsDoc = root + "/docs/hosts.md"
 	proxyDoc = root + "/docs/proxy.md"
 	cniDoc   = root + "/docs/cni.md"
+	agentDoc = root + "/docs/agent.md"
 )
 
 // binaryEnv names a bin/ropewalk that is there already, as ROPEWALK_TEST_COREDNS does for coredns.
@@ -127,7 +128,7 @@ func TestHostsExamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, doc := range []string{proxyDoc, cniDoc} {
+	for _, doc := range []string{proxyDoc, cniDoc, agentDoc} {
 		more, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)
@@ -145,6 +146,21 @@ func TestHostsExamples(t *testing.T) {
 		t.Run(line, func(t *testing.T) {
 			cmd := exec.Command("sh", "-c", line)
 			cmd.Dir = dir
+			if strings.HasPrefix(line, "ropewalk agent") && !strings.Contains(line, "--print-config") {
+				serve(t, cmd)
+				return
+			}
+			if strings.HasPrefix(line, "ropewalk status") {
+				agent := exec.Command(b, "agent", "--node-name", "worker-1", "--manifests", "/etc/ropewalk/cluster")
+				agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+				if err := agent.Start(); err != nil {
+					t.Fatal(err)
+				}
+				defer agent.Wait()
+				defer agent.Process.Kill()
+				status(t, cmd)
+				return
+			}
 			if strings.Contains(line, "ropewalk proxy") || strings.Contains(line, "ropewalk routes") || strings.Contains(line, "hosts run") || strings.Contains(line, "hosts nri") {
 				serve(t, cmd)
 				return
@@ -156,6 +172,22 @@ func TestHostsExamples(t *testing.T) {
 				t.Errorf("%v\n%s", err, out)
 			}
 		})
+	}
+}
+
+// status asks an agent until it answers. Some of its parts may not be ready: the world has no default route.
+func status(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		again := exec.Command(cmd.Args[0], cmd.Args[1:]...)
+		again.Dir = cmd.Dir
+		out, err := again.CombinedOutput()
+		if again.ProcessState.ExitCode() != 2 && bytes.Contains(out, []byte("worker-1")) {
+			return
+		}
+		if time.Since(begun) > 20*time.Second {
+			t.Fatalf("%v\n%s", err, out)
+		}
 	}
 }
 
