@@ -86,16 +86,15 @@ func withKubectl(t *testing.T, kubeconfig string) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	script := fmt.Sprintf("#!/bin/sh\n%s=1 exec '%s' \"$@\"\n", asKubectl, self)
+	if kubeconfig == "" {
+		kubeconfig = filepath.Join(dir, "none")
+	}
+	// HOME: no configuration of somebody's, and no cache that outlives the test.
+	script := fmt.Sprintf("#!/bin/sh\n%s=1 HOME='%s' KUBECONFIG='%s' exec '%s' \"$@\"\n", asKubectl, dir, kubeconfig, self)
 	if err := os.WriteFile(filepath.Join(dir, "kubectl"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	if kubeconfig == "" {
-		kubeconfig = filepath.Join(dir, "none")
-	}
-	t.Setenv("KUBECONFIG", kubeconfig)
-	t.Setenv("HOME", dir) // no configuration of somebody's, no cache that outlives the test
 }
 
 // sh runs a command in the repository and returns what it prints.

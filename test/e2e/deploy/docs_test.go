@@ -84,18 +84,24 @@ metadata: {name: worker-1}
 // TestDocuments runs the commands of the documents about clusters, in their order, with the files that stand in them, against a real API server.
 // What kubelets and controllers would do is not there: rollouts are played, and see command for what is left out.
 func TestDocuments(t *testing.T) {
-	for doc, before := range map[string]string{"install.md": "", "migrate.md": had, "operations.md": ""} {
+	for doc, before := range map[string]func(*testing.T, *kubernetes.Clientset){
+		"install.md": func(*testing.T, *kubernetes.Clientset) {},
+		"migrate.md": func(t *testing.T, client *kubernetes.Clientset) {
+			sh(t, []byte(had), "kubectl", "create", "-f", "-")
+			ready(t, client, "worker-1")
+		},
+		"operations.md": func(t *testing.T, _ *kubernetes.Clientset) {
+			sh(t, nil, "kubectl", "apply", "--server-side", "-k", overlays+"/vxlan")
+		},
+	} {
 		t.Run(doc, func(t *testing.T) {
-			kubeconfig, config := realapi.Start(t)
+			kubeconfig, config := realapi.Start(t, privileged)
 			withKubectl(t, kubeconfig)
 			client, err := kubernetes.NewForConfig(config)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if before != "" {
-				sh(t, []byte(before), "kubectl", "create", "-f", "-")
-				ready(t, client, "worker-1")
-			}
+			before(t, client)
 			play(t, client)
 			follow(t, doc)
 		})

@@ -34,10 +34,13 @@ import (
 // patience is how long something may take that should happen.
 const patience = 30 * time.Second
 
+// privileged has the API server take pods that are, as in clusters; it is the process's for good with the first server.
+const privileged = "--allow-privileged"
+
 // TestAPIServer has a real API server take each overlay, and then holds the rights of the DNS and of the agent to those that they need. Servers
 // that stream listings ask for the right to watch alone (KEP-3157); this one does not stream them, as older ones.
 func TestAPIServer(t *testing.T) {
-	kubeconfig, config := realapi.Start(t, "--authorization-mode=RBAC", "--feature-gates=WatchList=false")
+	kubeconfig, config := realapi.Start(t, privileged, "--authorization-mode=RBAC", "--feature-gates=WatchList=false")
 	withKubectl(t, kubeconfig)
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
@@ -202,7 +205,7 @@ metadata: {name: %[1]s}
 apiVersion: v1
 kind: Pod
 metadata: {name: %[1]s, namespace: default}
-spec: {nodeName: n, containers: [{name: a, image: a}]}
+spec: {nodeName: "n", containers: [{name: a, image: a}]}
 ---
 apiVersion: v1
 kind: ConfigMap

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -56,6 +57,12 @@ spec: {cidrs: [10.96.0.0/16]}
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop}
+spec: {nodeName: n1, containers: [{name: web, image: web}]}
+status: {phase: Running, podIP: 10.244.1.7, podIPs: [{ip: 10.244.1.7}]}
 ---
 apiVersion: v1
 kind: Service
@@ -132,13 +139,15 @@ func agent(t *testing.T, overlay string) {
 	}
 	netns.Batch(t, "", "link add eth0 type veth peer name other\naddr add 192.0.2.1/24 dev eth0\nlink set eth0 up\nlink set other up\nroute add default via 192.0.2.254\n")
 	o := render(t, overlay)
-	pod := o.agent.Spec.Template.Spec
-	c := newContainer(t, image, pod)
-	c.write("/etc/ropewalk/agent.yaml", o.config(t, pod.Volumes, "agent.yaml"))
-	c.write("/host/etc/hosts", "127.0.0.1 localhost\n")
+	c := newAgent(t, o, image)
 	c.start()
 	c.probe(t, "127.0.0.1")
 	c.asks(t, o.roles["ropewalk-agent"].Name, rightsOf(o.roles["ropewalk-agent"]))
+	info, err := os.Stat(c.root + c.podFile())
+	text, err2 := os.ReadFile(c.root + c.podFile())
+	if err := errors.Join(err, err2); err != nil || !strings.Contains(string(text), "10.244.1.7\tweb") || info.Mode() != 0o644 || info.Sys().(*syscall.Stat_t).Uid != podUser {
+		t.Errorf("the pod's hosts file: %v %v\n%s", err, info, text)
+	}
 	if overlay == "replace-kube-proxy" {
 		return
 	}
@@ -150,6 +159,64 @@ func agent(t *testing.T, overlay string) {
 	if route := netns.Run(t, "ip", "route", "show", "10.244.2.0/24"); strings.Contains(route, "rw-vxlan") != (overlay == "vxlan") || !strings.Contains(route, "10.244.2.0/24") {
 		t.Errorf("route: %s", route)
 	}
+}
+
+// TestAgentCapabilities: without any one of the capabilities that it has, the agent says that it may not do something.
+func TestAgentCapabilities(t *testing.T) {
+	withKubectl(t, "")
+	image := pack(t)
+	if !netns.Enter(t) {
+		return
+	}
+	capabilities := render(t, "replace-kube-proxy").agent.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add
+	for _, without := range capabilities {
+		t.Run(string(without), func(t *testing.T) {
+			c := newAgent(t, render(t, "replace-kube-proxy"), image)
+			c.spec.SecurityContext.Capabilities.Add = slices.DeleteFunc(slices.Clone(capabilities), func(o corev1.Capability) bool { return o == without })
+			c.start()
+			for deadline := time.Now().Add(patience); !regexp.MustCompile(`operation not permitted|permission denied`).MatchString(c.log.String()); time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("it misses nothing")
+				}
+			}
+		})
+	}
+	if len(capabilities) != 3 {
+		t.Errorf("%q", capabilities)
+	}
+}
+
+// podUser has the hosts file of the pod: it is one in a user namespace.
+const podUser = 100000
+
+// podFile is where the kubelet has the hosts file of the pod of clusterObjects.
+func (c *container) podFile() string {
+	c.t.Helper()
+	var pod corev1.Pod
+	resp, err := http.Get(c.api.URL() + "/api/v1/namespaces/shop/pods/web")
+	if err == nil {
+		err = json.NewDecoder(resp.Body).Decode(&pod)
+		resp.Body.Close()
+	}
+	if err != nil || pod.UID == "" {
+		c.t.Fatalf("%q %v", pod.UID, err)
+	}
+	return "/var/lib/kubelet/pods/" + string(pod.UID) + "/etc-hosts"
+}
+
+// newAgent is the agent of an overlay, on a node with a pod whose hosts file wants to be written.
+func newAgent(t *testing.T, o *objects, image string) *container {
+	t.Helper()
+	pod := o.agent.Spec.Template.Spec
+	c := newContainer(t, image, pod)
+	c.write("/etc/ropewalk/agent.yaml", o.config(t, pod.Volumes, "agent.yaml"))
+	c.write("/host/etc/hosts", "127.0.0.1 localhost\n")
+	file := c.podFile()
+	c.write(file, "")
+	if err := errors.Join(os.Chmod(c.root+file, 0o600), os.Chown(c.root+file, podUser, podUser)); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // packed names the image that a test has packed before it went into namespaces.
@@ -234,6 +301,8 @@ type container struct {
 	// late are what is mounted read-only once it has been written to.
 	late  []string
 	ended chan error
+	// before is how many requests the API server had before it started.
+	before int
 }
 
 type buffer struct {
@@ -345,8 +414,10 @@ func (c *container) start() {
 	if s := c.pod.SecurityContext; s != nil && s.RunAsUser != nil {
 		c.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(*s.RunAsUser), Gid: uint32(*s.RunAsGroup)}
 	}
-	started := make(chan error)
+	c.before = len(c.api.Requests())
+	started, gone := make(chan error), make(chan struct{})
 	go func() {
+		defer close(gone)
 		runtime.LockOSThread() // for good: it has fewer rights than others, and the process ends with it
 		var err error
 		if !privileged {
@@ -363,7 +434,10 @@ func (c *container) start() {
 	if err := <-started; err != nil {
 		c.t.Fatal(err)
 	}
-	c.t.Cleanup(func() { _ = c.cmd.Process.Kill() }) // it may have ended
+	c.t.Cleanup(func() {
+		_ = c.cmd.Process.Kill() // it may have ended
+		<-gone
+	})
 }
 
 // confine takes from this thread, and so from what it starts, the capabilities that a container does not have.
@@ -425,7 +499,7 @@ func (c *container) probe(t *testing.T, host string) {
 func (c *container) asks(t *testing.T, role string, rights []right) {
 	t.Helper()
 	asked, has := map[string]bool{}, map[string]bool{}
-	for _, r := range c.api.Requests() {
+	for _, r := range c.api.Requests()[c.before:] {
 		path := strings.Split(strings.Trim(r.Path, "/"), "/")
 		asked[path[len(path)-1]] = true
 	}
