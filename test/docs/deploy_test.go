@@ -127,16 +127,19 @@ func registered(t *testing.T) map[string][]string {
 			t.Fatal(err)
 		}
 	}
-	// These belong to no value that a test could ask: the program's own, and the plugin's.
-	for glob, prefix := range map[string]string{"/cmd/ropewalk/*.go": "", "/plugin/ropewalk/*.go": "coredns_ropewalk_"} {
-		files, _ := filepath.Glob(root + glob)
+	// These belong to no value that a test could ask: the program's own, and the plugin's, as its manual page has them.
+	for _, in := range []struct{ glob, metric string }{
+		{"/cmd/ropewalk/*.go", `(?s)Name:\s+"(ropewalk_\w+)",.{0,400}?\}(?:, \[\]string\{([^}]*)\})?`},
+		{"/plugin/ropewalk/README.md", "(?m)^\\* `(\\w+)(?:\\{(.*?)\\})?`"},
+	} {
+		files, _ := filepath.Glob(root + in.glob)
 		for _, f := range files {
 			text, err := os.ReadFile(f)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, m := range regexp.MustCompile(`(?s)Name:\s+"(\w+)",.{0,400}?\}(?:, \[\]string\{([^}]*)\})?`).FindAllSubmatch(text, -1) {
-				all[prefix+string(m[1])] = strings.Split(strings.NewReplacer(`"`, "", " ", "").Replace(string(m[2])), ",")
+			for _, m := range regexp.MustCompile(in.metric).FindAllSubmatch(text, -1) {
+				all[string(m[1])] = strings.Split(strings.NewReplacer(`"`, "", " ", "").Replace(string(m[2])), ",")
 			}
 		}
 	}

@@ -14,8 +14,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-
-	"github.com/ropewalk-net/ropewalk/test/e2e/realapi"
 )
 
 // had is what a cluster has before it is moved over: the DNS as kubeadm makes it, kube-proxy and CNI plugins, and a node.
@@ -81,31 +79,20 @@ kind: Node
 metadata: {name: worker-1}
 `
 
-// TestDocuments runs the commands of the documents about clusters, in their order, with the files that stand in them, against a real API server.
-// What kubelets and controllers would do is not there: rollouts are played, and see command for what is left out.
-func TestDocuments(t *testing.T) {
-	for doc, before := range map[string]func(*testing.T, *kubernetes.Clientset){
-		"install.md": func(*testing.T, *kubernetes.Clientset) {},
-		"migrate.md": func(t *testing.T, client *kubernetes.Clientset) {
-			sh(t, []byte(had), "kubectl", "create", "-f", "-")
-			ready(t, client, "worker-1")
-		},
-		"operations.md": func(t *testing.T, _ *kubernetes.Clientset) {
-			sh(t, nil, "kubectl", "apply", "--server-side", "-k", overlays+"/vxlan")
-		},
-	} {
-		t.Run(doc, func(t *testing.T) {
-			kubeconfig, config := realapi.Start(t, privileged)
-			withKubectl(t, kubeconfig)
-			client, err := kubernetes.NewForConfig(config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			before(t, client)
-			play(t, client)
-			follow(t, doc)
-		})
-	}
+// documents runs the commands of the documents about clusters, in their order, with the files that stand in them, against a real API server that
+// has nothing. What kubelets and controllers would do is not there: rollouts are played, and see command for what is left out.
+func documents(t *testing.T, client *kubernetes.Clientset) {
+	play(t, client)
+	t.Run("install.md", func(t *testing.T) { follow(t, "install.md") })
+	t.Run("migrate.md", func(t *testing.T) {
+		sh(t, []byte(had), "kubectl", "create", "-f", "-")
+		ready(t, client, "worker-1")
+		follow(t, "migrate.md")
+	})
+	t.Run("operations.md", func(t *testing.T) {
+		sh(t, nil, "kubectl", "apply", "--server-side", "-k", overlays+"/vxlan")
+		follow(t, "operations.md")
+	})
 }
 
 // follow does what a document says.

@@ -34,18 +34,16 @@ import (
 // patience is how long something may take that should happen.
 const patience = 30 * time.Second
 
-// privileged has the API server take pods that are, as in clusters; it is the process's for good with the first server.
-const privileged = "--allow-privileged"
-
-// TestAPIServer has a real API server take each overlay, and then holds the rights of the DNS and of the agent to those that they need. Servers
-// that stream listings ask for the right to watch alone (KEP-3157); this one does not stream them, as older ones.
+// TestAPIServer follows the documents on a real API server, has it take each overlay, and then holds the rights of the DNS and of the agent to
+// those that they need. Servers that stream listings ask for the right to watch alone (KEP-3157); this one does not stream them, as older ones.
 func TestAPIServer(t *testing.T) {
-	kubeconfig, config := realapi.Start(t, privileged, "--authorization-mode=RBAC", "--feature-gates=WatchList=false")
+	kubeconfig, config := realapi.Start(t, "--allow-privileged", "--authorization-mode=RBAC", "--feature-gates=WatchList=false")
 	withKubectl(t, kubeconfig)
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)
 	}
+	documents(t, client)
 	for _, overlay := range all(t) {
 		t.Run(overlay, func(t *testing.T) { accepted(t, overlay) })
 	}
