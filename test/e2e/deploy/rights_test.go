@@ -34,7 +34,7 @@ import (
 // patience is how long something may take that should happen.
 const patience = 30 * time.Second
 
-// TestAPIServer follows the documents on a real API server, has it take each overlay, and then holds the rights of the DNS and of the agent to
+// TestAPIServer has a real API server take each overlay, follows the documents, and then holds the rights of the DNS and of the agent to
 // those that they need. Servers that stream listings ask for the right to watch alone (KEP-3157); this one does not stream them, as older ones.
 func TestAPIServer(t *testing.T) {
 	kubeconfig, config := realapi.Start(t, "--allow-privileged", "--authorization-mode=RBAC", "--feature-gates=WatchList=false")
@@ -43,10 +43,10 @@ func TestAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	documents(t, client)
 	for _, overlay := range all(t) {
 		t.Run(overlay, func(t *testing.T) { accepted(t, overlay) })
 	}
+	documents(t, client)
 	sh(t, nil, "kubectl", "apply", "--server-side", "-k", overlays+"/vxlan")
 	agent, _, err := cluster.Share(cluster.Consumer{Interest: hostsmgr.Interest("n")}, cluster.Consumer{Interest: proxy.Interest("n")}, cluster.Consumer{Interest: routes.Interest()})
 	if err != nil {
