@@ -43,7 +43,7 @@ func main() {
 func run(bin, out, name string, arches []string) error {
 	repository, tag, ok := strings.Cut(name, ":")
 	if !ok || repository == "" || tag == "" || len(arches) == 0 {
-		return errors.New("usage: image -name NAME:TAG ARCH...")
+		return errors.New("it is called with -name NAME:TAG, and architectures")
 	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err

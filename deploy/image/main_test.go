@@ -217,7 +217,7 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", "ropewalk", "ropewalk:", ":v1"} {
-		if err := run(bin, t.TempDir(), name, []string{"amd64"}); err == nil || !strings.HasPrefix(err.Error(), "usage") {
+		if err := run(bin, t.TempDir(), name, []string{"amd64"}); err == nil || !strings.Contains(err.Error(), "NAME:TAG") {
 			t.Errorf("%q: %v", name, err)
 		}
 	}

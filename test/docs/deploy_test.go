@@ -2,6 +2,7 @@ package docs
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -147,6 +148,16 @@ func registered(t *testing.T) map[string][]string {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// TestMakeImage holds that make packs what it has built for each architecture.
+func TestMakeImage(t *testing.T) {
+	out, err := exec.Command("make", "-n", "-C", root, "image", "IMAGE=ropewalk:v1").CombinedOutput()
+	for _, want := range []string{"-o bin/amd64/ropewalk ", "-o bin/arm64/ropewalk-cni ", "-o bin/arm64/coredns ", "run ./deploy/image -name ropewalk:v1 amd64 arm64"} {
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("%v, no %q in\n%s", err, want, out)
+		}
+	}
+}
 
 // TestLinks holds that what documents lead to is there, sections included.
 func TestLinks(t *testing.T) {

@@ -156,7 +156,7 @@ func agent(t *testing.T, overlay string) {
 			t.Error(err)
 		}
 	}
-	if route := netns.Run(t, "ip", "route", "show", "10.244.2.0/24"); strings.Contains(route, "rw-vxlan") != (overlay == "vxlan") || !strings.Contains(route, "10.244.2.0/24") {
+	if route := netns.Run(t, "ip", "route", "show", "10.244.2.0/24"); !strings.Contains(route, map[string]string{"vxlan": "dev rw-vxlan", "direct": "via 192.0.2.2 dev eth0"}[overlay]) {
 		t.Errorf("route: %s", route)
 	}
 }
