@@ -59,7 +59,7 @@ bench-proxy: tools build stock-proxy ## compare with kube-proxy, into docs/bench
 	$(GO) run ./test/bench/proxy -write docs/benchmarks.md $(FLAGS)
 
 .PHONY: bench-cni
-bench-cni: tools build stock-cni ## compare with the reference CNI plugins (root; 4 minutes)
+bench-cni: tools build stock-cni ## compare with the reference CNI plugins and flannel, into docs/benchmarks.md (root; 6 minutes)
 	$(GO) run ./test/bench/cni -write docs/benchmarks.md $(FLAGS)
 
 .PHONY: bench-agent

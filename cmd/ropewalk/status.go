@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -27,6 +28,11 @@ type agentStatus struct {
 	Parts     []parts.State `json:"parts"`
 	// Counts are what parts serve, by what it is.
 	Counts map[string]float64 `json:"counts"`
+}
+
+// ready says whether there are parts, and all are ready. There are none at first.
+func (st agentStatus) ready() bool {
+	return len(st.Parts) > 0 && !slices.ContainsFunc(st.Parts, func(p parts.State) bool { return !p.Ready })
 }
 
 // counted are the metrics that say what an agent serves, in words.
@@ -90,10 +96,8 @@ Exit codes: 0 if all parts are ready, 1 if some are not, 2 if the agent does not
 			} else {
 				err = st.print(cmd.OutOrStdout(), time.Now())
 			}
-			for _, p := range st.Parts {
-				if !p.Ready && err == nil {
-					err = errDifferent
-				}
+			if err == nil && !st.ready() {
+				err = errDifferent
 			}
 			return err
 		},
