@@ -3,6 +3,9 @@
 GO       ?= go
 FUZZTIME ?= 30s
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+BIN      ?= bin
+ARCHES   ?= amd64 arm64
+IMAGE    ?= ropewalk:$(or $(VERSION),latest)
 export CGO_ENABLED = 0
 BINARIES = ROPEWALK_TEST_COREDNS=$(CURDIR)/bin/coredns ROPEWALK_TEST_ROPEWALK=$(CURDIR)/bin/ropewalk ROPEWALK_TEST_CNI=$(CURDIR)/bin/ropewalk-cni
 
@@ -12,9 +15,17 @@ help: ## print this help
 
 .PHONY: build
 build: ## build bin/coredns, bin/ropewalk and bin/ropewalk-cni
-	$(GO) build -trimpath -ldflags '-s -w -X github.com/coredns/coredns/coremain.GitCommit=$(VERSION)' -o bin/coredns ./cmd/coredns
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ropewalk ./cmd/ropewalk
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ropewalk-cni ./cmd/ropewalk-cni
+	$(GO) build -trimpath -ldflags '-s -w -X github.com/coredns/coredns/coremain.GitCommit=$(VERSION)' -o $(BIN)/coredns ./cmd/coredns
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/ropewalk ./cmd/ropewalk
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/ropewalk-cni ./cmd/ropewalk-cni
+
+.PHONY: programs
+programs: ## build the programs for each of ARCHES (amd64 arm64), into bin/ARCH
+	set -e; for arch in $(ARCHES); do GOARCH=$$arch $(MAKE) --no-print-directory build BIN=bin/$$arch; done
+
+.PHONY: image
+image: programs ## pack them into images, without a daemon: bin/image/*.tar, called IMAGE (ropewalk:VERSION)
+	$(GO) run ./deploy/image -name $(IMAGE) $(ARCHES)
 
 .PHONY: run
 run: build ## serve the example cluster on 127.0.0.1:1053
