@@ -121,8 +121,9 @@ func TestLab(t *testing.T) {
 		for _, s := range s.steps {
 			var out string
 			until(t, func() bool { // what follows a change may take a moment
-				out = sh(t, s.command)
-				return regexp.MustCompile(s.prints).MatchString(out)
+				var err error
+				out, err = try(s.command)
+				return err == nil && regexp.MustCompile(s.prints).MatchString(out)
 			}, func() string { return s.command + " prints " + out })
 		}
 	}
@@ -189,13 +190,18 @@ func documented(t *testing.T) {
 // sh runs a command in the root of the repository and returns what it prints.
 func sh(t *testing.T, line string) string {
 	t.Helper()
-	cmd := exec.Command("sh", "-c", line)
-	cmd.Dir = root
-	out, err := cmd.CombinedOutput()
+	out, err := try(line)
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", line, err, out)
 	}
-	return string(out)
+	return out
+}
+
+func try(line string) (string, error) {
+	cmd := exec.Command("sh", "-c", line)
+	cmd.Dir = root
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 func until(t *testing.T, is func() bool, why ...func() string) {
@@ -242,9 +248,12 @@ func spaces(t *testing.T, dir string) map[string]bool {
 	return out
 }
 
-// of returns the namespaces of a process; those of one that has ended are none.
+// of returns the namespaces of a process; those of one that has ended are none, though its parent may not have looked yet.
 func of(proc string) map[string]bool {
 	out := map[string]bool{}
+	if stat, _ := os.ReadFile(proc + "/stat"); strings.Contains(string(stat), ") Z ") {
+		return out
+	}
 	for _, kind := range []string{"net", "mnt", "pid", "uts"} {
 		if ns, err := os.Readlink(proc + "/ns/" + kind); err == nil {
 			out[ns] = true
