@@ -31,7 +31,7 @@ var steps = []struct {
 		{"sed -i s/trial.partner/new.partner/ " + state + "/manifests/shop-web.yaml", `^$`},
 		{"make lab-shell POD=shop/web-7b CMD='grep partner /etc/hosts'", `192\.0\.2\.131\tnew\.partner\.example`},
 		{"sed -i s/10.96.12.34/10.96.12.99/ " + state + "/manifests/shop-web.yaml", `^$`},
-		{"make lab-shell POD=shop/api CMD='dig +search +short web; curl -s web'", `^10\.96\.12\.99\nshop/web-\S+ on node-[ab] answers 10\.244\.1\.20\n$`},
+		{"make lab-shell POD=shop/api CMD='dig +search +short web; curl -s -m 2 web'", `^10\.96\.12\.99\nshop/web-\S+ on node-[ab] answers 10\.244\.1\.20\n$`},
 	}},
 }
 
