@@ -31,6 +31,21 @@ image: programs ## pack them into images, without a daemon: bin/image/*.tar, cal
 run: build ## serve the example cluster on 127.0.0.1:1053
 	bin/coredns -conf corefile/Corefile.standalone
 
+LAB ?= bin/lab
+
+.PHONY: lab
+lab: tools build ## the example cluster on this machine, without Kubernetes: nodes and pods are namespaces (root)
+	$(GO) build -trimpath -o bin/lab ./test/lab
+	@$(LAB) up corefile/example
+
+.PHONY: lab-shell
+lab-shell: ## a shell in the lab: POD=shop/web or NODE=node-a, maybe CMD='curl -s api:9000'
+	@$(LAB) shell --pod "$$POD" --node "$$NODE" --command "$$CMD"
+
+.PHONY: lab-down
+lab-down: ## end the lab, and take away all of it
+	@$(LAB) down
+
 .PHONY: test
 test: tools build ## run all tests
 	$(BINARIES) $(GO) test ./...
@@ -96,5 +111,5 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 .PHONY: tools
-tools: ## install what the tests use and Go does not bring: dig, dnsperf, ip, runc, nft, iptables and strace (Debian)
-	@test/tools.sh dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace
+tools: ## install what the tests use and Go does not bring: curl, dig, dnsperf, ip, runc, nft, iptables and strace (Debian)
+	@test/tools.sh curl:curl dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace
