@@ -58,7 +58,9 @@ func launch(pid int, name string, cmd *exec.Cmd) (*process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	if pid == 0 { // others go with the first process of their namespaces
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	started := make(chan error)
 	go func() { // it stays until the program has ended: the signal comes when the thread ends that has started it
 		defer close(p.ended)

@@ -177,15 +177,17 @@ func dial(socket string) (*grpc.ClientConn, error) {
 
 // Import waits for the containerd at a socket and gives it an image of that name, which Archive has made.
 func Import(ctx context.Context, socket, name string, archive []byte) error {
-	var client *containerd.Client
-	var err error
-	for client == nil {
-		if client, err = containerd.New(socket, containerd.WithTimeout(time.Second)); err != nil {
-			if ctx.Err() != nil {
-				return err
-			}
-			time.Sleep(20 * time.Millisecond)
+	client, err := containerd.New(socket, containerd.WithTimeout(time.Second))
+	for err == nil {
+		if _, e := client.Version(ctx); e == nil {
+			break
+		} else if ctx.Err() != nil {
+			err = e
 		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		return err
 	}
 	defer client.Close()
 	ctx = namespaces.WithNamespace(ctx, "k8s.io")
