@@ -63,8 +63,10 @@ func TestCluster(t *testing.T) {
 		{"Families", c.testFamilies},
 		{"RollingUpdate", c.testRollingUpdate},
 	} {
-		t.Run(test.name, test.run)
-		progress(test.name)
+		t.Run(test.name, func(t *testing.T) {
+			defer progress(test.name)
+			test.run(t)
+		})
 	}
 }
 
@@ -262,7 +264,7 @@ func (c *cluster) testNodeRestart(t *testing.T) {
 			was[s.ContainerID] = true
 		}
 	}
-	n.powerOff()
+	n.powerOff(t)
 	n.start(t)
 	n.agentReady(t)
 	soon(t, "the node's pods run again", func() error {

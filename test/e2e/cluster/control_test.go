@@ -98,7 +98,8 @@ func (c *cluster) startAPI(t *testing.T) {
 		"--kubelet-client-certificate="+c.file("admin.crt"), "--kubelet-client-key="+c.file("admin.key"), "--kubelet-certificate-authority="+c.file("ca.crt"),
 		"--kubelet-preferred-address-types=InternalIP", "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file="+c.file("sa.pub"), "--service-account-signing-key-file="+c.file("sa.key"),
-		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--service-cluster-ip-range="+serviceCIDRs)
+		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--service-cluster-ip-range="+serviceCIDRs,
+		"--request-timeout=5s") // which is how long it waits for others when it is told to end
 	c.awaitAPI(t)
 }
 

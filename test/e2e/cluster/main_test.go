@@ -137,11 +137,28 @@ func lockCgroup() (*os.File, error) {
 		return nil, fmt.Errorf("another run is under way (%s is locked): %w", paths[0], err)
 	}
 	for _, p := range paths {
-		if err := os.MkdirAll(p, 0o755); err != nil {
+		if err := makeCgroup(p); err != nil {
 			return nil, err
 		}
 	}
 	return f, nil
+}
+
+// makeCgroup makes a cgroup that processes can be in: those of version 1's cpuset say nothing at first, and hold none.
+func makeCgroup(path string) error {
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return err
+	}
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		text, err := os.ReadFile(filepath.Join(filepath.Dir(path), file))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(path, file), text, 0o644)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // beJanitor removes the cgroups once whoever has started it is gone, in whatever way.
@@ -243,7 +260,7 @@ func boot(name, home string) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(
+	err = errors.Join(bootCgroups(name, home),
 		syscall.Mount("overlay", "/etc", "overlay", 0, fmt.Sprintf("lowerdir=/etc,upperdir=%[1]s/etc,workdir=%[1]s/work", home)),
 		syscall.Mount(home+"/lib", "/var/lib", "", syscall.MS_BIND, ""),
 		syscall.Mount(home+"/opt", "/opt", "", syscall.MS_BIND, ""),
@@ -259,4 +276,28 @@ func boot(name, home string) error {
 	}
 	// Last, as home is under it. It is empty after a restart, as on every machine.
 	return errors.Join(err, syscall.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"))
+}
+
+// bootCgroups has the node see its own cgroups and no others. Those of the machine are unmounted, as some programs take the first mount that
+// they find.
+func bootCgroups(name, home string) error {
+	all, err := cgroups()
+	if err != nil {
+		return err
+	}
+	aside := func(hierarchy string) string { return filepath.Join(home, "cgroups", filepath.Base(hierarchy)) }
+	for _, p := range all {
+		own, to := filepath.Join(p, name), aside(filepath.Dir(p))
+		err = errors.Join(err, makeCgroup(own), os.MkdirAll(to, 0o755), syscall.Mount(own, to, "", syscall.MS_BIND, ""))
+	}
+	const top = "/sys/fs/cgroup"
+	err = errors.Join(err, syscall.Unmount(top, syscall.MNT_DETACH))
+	if filepath.Dir(all[0]) != top { // version 1
+		err = errors.Join(err, syscall.Mount("tmpfs", top, "tmpfs", 0, "mode=755"))
+	}
+	for _, p := range all {
+		hierarchy := filepath.Dir(p)
+		err = errors.Join(err, os.MkdirAll(hierarchy, 0o755), syscall.Mount(aside(hierarchy), hierarchy, "", syscall.MS_MOVE, ""))
+	}
+	return err
 }

@@ -55,7 +55,7 @@ func (c *cluster) newNode(t *testing.T, i int) *node {
 		n.write(t, "/var/lib/kubelet/"+to, string(text))
 	}
 	n.write(t, "/var/lib/kubelet/resolv.conf", "nameserver "+control4+"\n") // where nobody answers
-	n.write(t, "/var/lib/kubelet/config.yaml", fmt.Sprintf(kubeletConfig, cgroup+"/"+n.name, dnsService4))
+	n.write(t, "/var/lib/kubelet/config.yaml", fmt.Sprintf(kubeletConfig, dnsService4))
 	n.write(t, "/var/lib/containerd.toml", containerdConfig)
 	n.start(t)
 	return n
@@ -81,7 +81,6 @@ tlsCertFile: /var/lib/kubelet/kubelet.crt
 tlsPrivateKeyFile: /var/lib/kubelet/kubelet.key
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 cgroupDriver: cgroupfs
-cgroupRoot: /%s
 cgroupsPerQOS: false
 enforceNodeAllocatable: []
 failCgroupV1: false
@@ -202,12 +201,24 @@ func (n *node) powerOn() error {
 func (n *node) pid() int { return n.machine.cmd.Process.Pid }
 
 // powerOff ends the machine, with all that runs on it, as if its plug were pulled.
-func (n *node) powerOff() {
+func (n *node) powerOff(t *testing.T) {
+	t.Helper()
 	for _, p := range []*process{n.machine, n.kubelet, n.agent, n.runtime} {
 		p.stop(syscall.SIGKILL)
 	}
 	// The kernel takes its namespace away in a while, and the link with it.
 	_ = ip("link del " + n.name + "\n")
+	// No boot finds cgroups of the last one.
+	all, err := cgroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "the cgroups of "+n.name+" are gone", func() (err error) {
+		for _, p := range all {
+			err = errors.Join(err, removeCgroup(filepath.Join(p, n.name)))
+		}
+		return err
+	})
 }
 
 // ready waits until the API has the node for ready.
