@@ -3,6 +3,9 @@
 GO       ?= go
 FUZZTIME ?= 30s
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+BIN      ?= bin
+ARCHES   ?= amd64 arm64
+IMAGE    ?= ropewalk:$(or $(VERSION),latest)
 export CGO_ENABLED = 0
 BINARIES = ROPEWALK_TEST_COREDNS=$(CURDIR)/bin/coredns ROPEWALK_TEST_ROPEWALK=$(CURDIR)/bin/ropewalk ROPEWALK_TEST_CNI=$(CURDIR)/bin/ropewalk-cni
 
@@ -12,18 +15,45 @@ help: ## print this help
 
 .PHONY: build
 build: ## build bin/coredns, bin/ropewalk and bin/ropewalk-cni
-	$(GO) build -trimpath -ldflags '-s -w -X github.com/coredns/coredns/coremain.GitCommit=$(VERSION)' -o bin/coredns ./cmd/coredns
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ropewalk ./cmd/ropewalk
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ropewalk-cni ./cmd/ropewalk-cni
+	$(GO) build -trimpath -ldflags '-s -w -X github.com/coredns/coredns/coremain.GitCommit=$(VERSION)' -o $(BIN)/coredns ./cmd/coredns
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/ropewalk ./cmd/ropewalk
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/ropewalk-cni ./cmd/ropewalk-cni
+
+.PHONY: programs
+programs: ## build the programs for each of ARCHES (amd64 arm64), into bin/ARCH
+	set -e; for arch in $(ARCHES); do GOARCH=$$arch $(MAKE) --no-print-directory build BIN=bin/$$arch; done
+
+.PHONY: image
+image: programs ## pack them into images, without a daemon: bin/image/*.tar, called IMAGE (ropewalk:VERSION)
+	$(GO) run ./deploy/image -name $(IMAGE) $(ARCHES)
 
 .PHONY: run
 run: build ## serve the example cluster on 127.0.0.1:1053
 	bin/coredns -conf corefile/Corefile.standalone
 
+LAB ?= bin/lab
+
+.PHONY: lab
+lab: tools build ## the example cluster on this machine, without Kubernetes: nodes and pods are namespaces (root)
+	$(GO) build -trimpath -o bin/lab ./test/lab
+	@$(LAB) up corefile/example
+
+.PHONY: lab-shell
+lab-shell: ## a shell in the lab: POD=shop/web or NODE=node-a, maybe CMD='curl -s api:9000'
+	@$(LAB) shell --pod "$$POD" --node "$$NODE" --command "$$CMD"
+
+.PHONY: lab-down
+lab-down: ## end the lab, and take away all of it
+	@$(LAB) down
+
 .PHONY: test
 test: tools build ## run all tests
 	$(BINARIES) $(GO) test ./...
 	cd test/e2e && $(BINARIES) $(GO) test -count=1 -ldflags='-s -w' ./... # uncached: the programs are outside of that module
+
+.PHONY: e2e
+e2e: tools build ## try it in a real Kubernetes with two nodes on this machine (root; 2 minutes, and 10 to build Kubernetes once)
+	cd test/e2e && ROPEWALK_E2E=1 $(GO) test -count=1 -v -timeout 30m ./cluster $(FLAGS)
 
 .PHONY: race
 race: ## run all tests with the race detector
@@ -48,7 +78,7 @@ bench-proxy: tools build stock-proxy ## compare with kube-proxy, into docs/bench
 	$(GO) run ./test/bench/proxy -write docs/benchmarks.md $(FLAGS)
 
 .PHONY: bench-cni
-bench-cni: tools build stock-cni ## compare with the reference CNI plugins (root; 4 minutes)
+bench-cni: tools build stock-cni ## compare with the reference CNI plugins and flannel, into docs/benchmarks.md (root; 6 minutes)
 	$(GO) run ./test/bench/cni -write docs/benchmarks.md $(FLAGS)
 
 .PHONY: bench-agent
@@ -85,5 +115,5 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 .PHONY: tools
-tools: ## install what the tests use and Go does not bring: dig, dnsperf, ip, runc, nft, iptables and strace (Debian)
-	@test/tools.sh dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace
+tools: ## install what the tests use and Go does not bring: curl, dig, dnsperf, ip, runc, nft, iptables and strace (Debian)
+	@test/tools.sh curl:curl dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace

@@ -38,6 +38,7 @@ func Add(args *skel.CmdArgs) error {
 	}
 
 	owner := ipam.Owner{Container: args.ContainerID, Interface: args.IfName, Netns: args.Netns, Pod: podName(args.Args), MAC: c.MAC.String()}
+	owner.Ports = c.notePorts()
 	if c.Bridge != nil {
 		owner.Bridge = c.Bridge.Name
 	}

@@ -46,6 +46,11 @@ func detach(dir string, args *skel.CmdArgs) error {
 func release(dir string, args *skel.CmdArgs) error {
 	var freed []netip.Addr
 	err := withStore(dir, func(s *ipam.Store) (err error) {
+		if l, leased, err := s.Get(args.ContainerID, args.IfName); err == nil && leased && l.Ports != "" {
+			if err := closePorts(args); err != nil { // which mendPorts may have opened again
+				return err
+			}
+		}
 		freed, err = s.Release(args.ContainerID, args.IfName)
 		return err
 	})

@@ -30,7 +30,8 @@ func Mend(stdin []byte, grace time.Duration) (mended int, err error) {
 	}); err != nil {
 		return 0, err
 	}
-	var specs []link.Spec
+	var specs, exposed []link.Spec
+	var ports []ipam.Lease
 	for _, l := range leases {
 		if young(l.Since, time.Now(), grace) {
 			continue
@@ -42,10 +43,14 @@ func Mend(stdin []byte, grace time.Duration) (mended int, err error) {
 			errs = append(errs, err)
 		default:
 			specs = append(specs, s)
+			if l.Ports != "" {
+				ports, exposed = append(ports, l), append(exposed, s)
+			}
 		}
 	}
 	mended, err = link.Mend(specs)
-	return mended, errors.Join(append(errs, err)...)
+	opened, err2 := mendPorts(c.DataDir, ports, exposed)
+	return mended + opened, errors.Join(append(errs, err, err2)...)
 }
 
 // dropFormer takes the gateways of ranges off the bridge that the node had before, and no pod has an address of any more. An ADD that needs one

@@ -10,6 +10,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 )
@@ -83,6 +84,68 @@ func openPorts(args *skel.CmdArgs, c Config, s link.Spec) error {
 		return kernelError("leading ports to the pod", err)
 	}
 	return nil
+}
+
+// opened is what a lease notes of the ports that lead to its pod, so that they can be led there again.
+type opened struct {
+	Ports     []portmap.Mapping
+	Localhost bool `json:",omitempty"`
+}
+
+// notePorts returns the note, empty for no ports, and for more than a lease has room for.
+func (c Config) notePorts() string {
+	if len(c.Ports) == 0 {
+		return ""
+	}
+	b, err := json.Marshal(opened{c.Ports, c.LocalhostPorts})
+	if err != nil || len(b) > ipam.MaxPorts {
+		return ""
+	}
+	return string(b)
+}
+
+// mendPorts leads ports to pods again if somebody has taken the rules away, as those do that flush the node's. All of the leases note ports.
+// It holds the leases meanwhile: a DEL that has closed the pod's ports closes them once more before it ends the lease.
+func mendPorts(dir string, leases []ipam.Lease, specs []link.Spec) (mended int, err error) {
+	if len(leases) == 0 {
+		return 0, nil
+	}
+	entries, err := portmap.List()
+	if err != nil {
+		return 0, err
+	}
+	there := map[portmap.Owner]bool{}
+	for _, e := range entries {
+		there[e.Owner] = true
+	}
+	var errs []error
+	doubt := false
+	for i, l := range leases {
+		var was opened
+		if err := json.Unmarshal([]byte(l.Ports), &was); err != nil {
+			errs = append(errs, fmt.Errorf("ports of container %s: %w", l.Container, err))
+			continue
+		}
+		owner := portmap.Owner{Container: l.Container, Interface: l.Interface}
+		// The rules are the same for all: where they are right for the first, it is enough that the others have some ports.
+		if there[owner] && (i > 0 && !doubt || !errors.Is(portmap.Check(owner, was.Ports, specs[i].Networks(), was.Localhost), portmap.ErrMissing)) {
+			continue
+		}
+		doubt = true
+		err := withStore(dir, func(s *ipam.Store) error {
+			now, leased, err := s.Get(l.Container, l.Interface)
+			if err != nil || !leased || !now.Since.Equal(l.Since) {
+				return err
+			}
+			if attached, err := link.Exists(specs[i]); err != nil || !attached {
+				return err
+			}
+			mended++
+			return portmap.Add(owner, was.Ports, specs[i].Networks(), was.Localhost)
+		})
+		errs = append(errs, err)
+	}
+	return mended, errors.Join(errs...)
 }
 
 func closePorts(args *skel.CmdArgs) error {

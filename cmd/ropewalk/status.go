@@ -30,6 +30,11 @@ type agentStatus struct {
 	Counts map[string]float64 `json:"counts"`
 }
 
+// ready says whether there are parts, and all are ready. There are none at first.
+func (st agentStatus) ready() bool {
+	return len(st.Parts) > 0 && !slices.ContainsFunc(st.Parts, func(p parts.State) bool { return !p.Ready })
+}
+
 // counted are the metrics that say what an agent serves, in words.
 var counted = []struct{ metric, what string }{
 	{"ropewalk_hosts_files", "hosts files"},
@@ -91,8 +96,7 @@ Exit codes: 0 if all parts are ready, 1 if some are not, 2 if the agent does not
 			} else {
 				err = st.print(cmd.OutOrStdout(), time.Now())
 			}
-			notReady := func(p parts.State) bool { return !p.Ready }
-			if err == nil && (len(st.Parts) == 0 || slices.ContainsFunc(st.Parts, notReady)) { // none: the agent has only just begun
+			if err == nil && !st.ready() {
 				err = errDifferent
 			}
 			return err

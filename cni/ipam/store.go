@@ -17,12 +17,14 @@ import (
 )
 
 // Owner is who an address is for. Container and Interface tell one from another; Netns, the path of the network namespace, Pod, as in
-// "namespace/name", MAC, a hardware address that somebody has wanted, and Bridge, which the pod is on, are notes.
+// "namespace/name", MAC, a hardware address that somebody has wanted, Bridge, which the pod is on, and Ports, which
+// lead to it as the plugin writes them, are notes.
 type Owner struct {
 	Container, Interface string
 	Netns, Pod           string
 	MAC                  string `json:",omitempty"`
 	Bridge               string `json:",omitempty"`
+	Ports                string `json:",omitempty"`
 }
 
 // Lease is what somebody has.
@@ -390,6 +392,9 @@ func decode(key, value []byte) (Lease, error) {
 	return l, nil
 }
 
+// MaxPorts is the longest note of ports, in bytes.
+const MaxPorts = 64 << 10
+
 // maxName is far above what there is, and below what bbolt takes for a key.
 const maxName = 4096
 
@@ -398,6 +403,9 @@ func (o Owner) validate() error {
 		if len(s) > maxName || !utf8.ValidString(s) {
 			return fmt.Errorf("%w: %.64q is too long, or not UTF-8", ErrOwner, s)
 		}
+	}
+	if len(o.Ports) > MaxPorts || !utf8.ValidString(o.Ports) {
+		return fmt.Errorf("%w: %d bytes of ports, or not UTF-8", ErrOwner, len(o.Ports))
 	}
 	if o.Container == "" || o.Interface == "" || bytes.IndexByte(o.key(), 0) != len(o.Container) || bytes.Count(o.key(), []byte{0}) != 1 {
 		return fmt.Errorf("%w: container %q, interface %q", ErrOwner, o.Container, o.Interface)

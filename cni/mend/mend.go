@@ -37,8 +37,9 @@ type Config struct {
 // share is how many times what the last look took news are gathered at least: somebody may take things all the time, from a node that has many.
 const share = 20
 
-// often is how often all is looked at that nobody has told of.
-const often = 5 * time.Minute
+// often is how often all is looked at that nobody has told of. The kernel would tell of rules that go, but then it would tell of each element
+// of each set of the node's, too, and the proxy of services has hundreds of thousands.
+const often = time.Minute
 
 // Mender mends. Run does it.
 type Mender struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	plugin "github.com/ropewalk-net/ropewalk/cni"
 	"github.com/ropewalk-net/ropewalk/cni/link"
 	"github.com/ropewalk-net/ropewalk/cni/mend"
+	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
 
@@ -225,6 +227,60 @@ func TestMender(t *testing.T) {
 		}
 		if err := r.del(name); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestMendPorts holds that ports lead to pods again after somebody has flushed the node's rules, or some of ours, and that a DEL leaves none.
+func TestMendPorts(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	netns.NeedCommand(t, "nft")
+	for i, newRig := range []func(*testing.T) *rig{newRig, newBridge} {
+		r := newRig(t)
+		r.conf["cniVersion"], r.conf["name"] = "1.1.0", "rope"
+		conf, err := json.Marshal(r.conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for j := range 2 {
+			name := fmt.Sprintf("p%d-%d", i, j)
+			names = append(names, name)
+			r.pod(name)
+			serve(t, name)
+			ports := map[string]any{"portMappings": []any{map[string]any{"hostPort": 9090 + j, "containerPort": 8080}}}
+			must(t, run(t, r.command(env("ADD", name), map[string]any{"runtimeConfig": ports})))
+		}
+		reached := func(what string) {
+			t.Helper()
+			for _, node := range []string{node4, node6} {
+				for j := range names {
+					if _, err := echo("tcp", net.JoinHostPort(node, fmt.Sprint(9090+j)), 10); err != nil {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+			}
+		}
+		reached("at first")
+		if n, err := plugin.Mend(conf, 0); n != 0 || err != nil {
+			t.Errorf("%d things were made again of what is right: %v", n, err)
+		}
+		for _, damage := range []string{"flush ruleset", "delete table ip ropewalk-hostports", "flush table ip6 ropewalk-hostports"} {
+			netns.Run(t, "nft", damage)
+			if n, err := plugin.Mend(conf, 0); n == 0 || err != nil {
+				t.Errorf("%s: %d things were made again: %v", damage, n, err)
+			}
+			reached(damage)
+		}
+		for _, name := range names {
+			if err := r.del(name); err != nil {
+				t.Error(err)
+			}
+		}
+		if l, err := portmap.List(); err != nil || len(l) > 0 {
+			t.Errorf("left are %v, %v", l, err)
 		}
 	}
 }

@@ -41,6 +41,10 @@ const (
 	proxyDoc = root + "/docs/proxy.md"
 	cniDoc   = root + "/docs/cni.md"
 	agentDoc = root + "/docs/agent.md"
+
+	installDoc    = root + "/docs/install.md"
+	migrateDoc    = root + "/docs/migrate.md"
+	operationsDoc = root + "/docs/operations.md"
 )
 
 // binaryEnv names a bin/ropewalk that is there already, as ROPEWALK_TEST_COREDNS does for coredns.
@@ -86,8 +90,8 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// commandLine finds commands in the text of docs/hosts.md, which has them indented.
-var commandLine = regexp.MustCompile(`(?m)^    ((?:echo .* \| )?ropewalk .*)$`)
+// commandLine finds commands for nodes in the text of documents, which have them indented.
+var commandLine = regexp.MustCompile(`(?m)^    ((?:echo .* \| )?(?:ropewalk|rm -f) .*)$`)
 
 // TestHostsExamples runs each example of each command's --help, and each command in the text of docs/hosts.md, in a world where its
 // files, its API server and its node are there.
@@ -128,7 +132,7 @@ func TestHostsExamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, doc := range []string{proxyDoc, cniDoc, agentDoc} {
+	for _, doc := range []string{proxyDoc, cniDoc, agentDoc, installDoc, migrateDoc, operationsDoc} {
 		more, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -159,37 +160,54 @@ func (r *Runtime) connect(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	var client *containerd.Client
-	var err error
-	for client == nil {
-		if client, err = containerd.New(r.socket(), containerd.WithTimeout(time.Second)); err != nil {
-			if ctx.Err() != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-	}
-	defer client.Close()
-	ctx = namespaces.WithNamespace(ctx, "k8s.io")
-	if _, err := client.Import(ctx, bytes.NewReader(image(t)), containerd.WithSkipMissing()); err != nil {
+	if err := Import(ctx, r.socket(), Image, image(t)); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := grpc.NewClient("unix://"+r.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := dial(r.socket())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	r.RuntimeServiceClient = cri.NewRuntimeServiceClient(conn)
+}
+
+func dial(socket string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+}
+
+// Import waits for the containerd at a socket and gives it an image of that name, which Archive has made.
+func Import(ctx context.Context, socket, name string, archive []byte) error {
+	client, err := containerd.New(socket, containerd.WithTimeout(time.Second))
+	for err == nil {
+		if _, e := client.Version(ctx); e == nil {
+			break
+		} else if ctx.Err() != nil {
+			err = e
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx = namespaces.WithNamespace(ctx, "k8s.io")
+	if _, err := client.Import(ctx, bytes.NewReader(archive), containerd.WithSkipMissing()); err != nil {
+		return err
+	}
+	conn, err := dial(socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
 	// The CRI hears of an image that has been imported a moment later, and would look for it on the network until then.
 	images := cri.NewImageServiceClient(conn)
 	for {
-		var status *cri.ImageStatusResponse
-		status, err = images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: Image}})
+		status, err := images.ImageStatus(ctx, &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: name}})
 		if err == nil && status.Image != nil {
-			return
+			return nil
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("the image is not there: %v", err)
+			return fmt.Errorf("the image is not there: %w", err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -316,17 +334,27 @@ func image(t *testing.T) []byte {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the tool: %v\n%s", err, out)
 	}
-	program, err := os.ReadFile(tool)
+	archive, err := Archive(Image, tool)
 	if err != nil {
 		t.Fatal(err)
 	}
-	layer := archive(t, file{"tool", 0o755, program}, file{"etc/hosts", 0o644, nil})
+	return archive
+}
+
+// Archive returns an image of that name as docker save(1) writes it. It has a program at /, which is its entry point.
+func Archive(name, program string) ([]byte, error) {
+	text, err := os.ReadFile(program)
+	if err != nil {
+		return nil, err
+	}
+	entry := filepath.Base(program)
+	layer := archive(file{entry, 0o755, text}, file{"etc/hosts", 0o644, nil})
 	config, _ := json.Marshal(map[string]any{
-		"architecture": "amd64", "os": "linux", "config": map[string]any{"Entrypoint": []string{"/tool"}, "Env": []string{"PATH=/"}},
+		"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{"Entrypoint": []string{"/" + entry}, "Env": []string{"PATH=/"}},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{digest.FromBytes(layer).String()}},
 	})
-	manifest, _ := json.Marshal([]any{map[string]any{"Config": "config.json", "RepoTags": []string{Image}, "Layers": []string{"layer.tar"}}})
-	return archive(t, file{"layer.tar", 0o644, layer}, file{"config.json", 0o644, config}, file{"manifest.json", 0o644, manifest})
+	manifest, _ := json.Marshal([]any{map[string]any{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"layer.tar"}}})
+	return archive(file{"layer.tar", 0o644, layer}, file{"config.json", 0o644, config}, file{"manifest.json", 0o644, manifest}), nil
 }
 
 type file struct {
@@ -335,18 +363,17 @@ type file struct {
 	content []byte
 }
 
-func archive(t *testing.T, files ...file) []byte {
-	t.Helper()
+func archive(files ...file) []byte {
 	var b bytes.Buffer
-	w := tar.NewWriter(&b)
+	w := tar.NewWriter(&b) // into memory, where only a program that is wrong fails
 	for _, f := range files {
 		if err := w.WriteHeader(&tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.content))}); err != nil {
-			t.Fatal(err)
+			panic(err)
 		}
 		w.Write(f.content)
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	return b.Bytes()
 }

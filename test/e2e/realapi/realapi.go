@@ -42,19 +42,19 @@ const patience = time.Minute
 
 // Start starts an API server that lets its clients do everything, and serves ServiceImports beside what it has of its
 // own. It returns a kubeconfig file, which stays for as long as the test, and what that file says. The server ends with
-// the test.
-func Start(t *testing.T) (kubeconfig string, config *rest.Config) {
+// the test. It may be given more of kube-apiserver's flags.
+func Start(t *testing.T, flags ...string) (kubeconfig string, config *rest.Config) {
 	t.Helper()
 	storage := storagebackend.NewDefaultConfig("/registry", nil)
 	storage.Transport.ServerList = []string{startEtcd(t)}
-	server, err := apiservertesting.StartTestServer(t, apiservertesting.NewDefaultTestServerOptions(), []string{
+	server, err := apiservertesting.StartTestServer(t, apiservertesting.NewDefaultTestServerOptions(), append([]string{
 		"--service-cluster-ip-range=" + ServiceCIDR4 + "," + ServiceCIDR6,
 		"--bind-address=127.0.0.1",
 		"--advertise-address=127.0.0.1",
 		// Nobody is here to make the service accounts that pods would need.
 		"--disable-admission-plugins=ServiceAccount",
 		"--endpoint-reconciler-type=none",
-	}, storage)
+	}, flags...), storage)
 	if err != nil {
 		t.Fatalf("kube-apiserver: %v", err)
 	}

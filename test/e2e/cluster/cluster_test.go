@@ -1,0 +1,495 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+var (
+	requests = flag.Int("requests", 1000, "requests a second, while something is replaced")
+	lookups  = flag.Int("lookups", 100, "lookups a second, while something is replaced")
+)
+
+// TestCluster starts a cluster, and does with it what people do with clusters. Each part of it can be run alone, by -run.
+func TestCluster(t *testing.T) {
+	if os.Getenv(gate) == "" {
+		t.Skip("it takes minutes: make e2e runs it")
+	}
+	begun := time.Now()
+	progress := func(what string) { t.Logf("%4.0f s: %s", time.Since(begun).Seconds(), what) }
+	c := newCluster(t)
+	progress("the control plane is up")
+	c.apply(t, testdata(t, "agent.yaml"))
+	c.newNode(t, 1)
+	c.newNode(t, 2)
+	c.startDNS(t)
+	c.apply(t, testdata(t, "shop.yaml"))
+	for _, n := range c.nodes {
+		n.ready(t)
+		n.agentReady(t)
+	}
+	progress("two nodes are ready")
+	c.settled(t)
+	progress("the pods are ready")
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"Traffic", c.testTraffic},
+		{"Services", c.testServices},
+		{"Hosts", c.testHosts},
+		{"Environment", c.testEnvironment},
+		{"HostPort", c.testHostPort},
+		{"NodeRestart", c.testNodeRestart},
+		{"AgentUpgrade", c.testAgentUpgrade},
+		{"APIServerRestart", c.testAPIServerRestart},
+		{"ServiceCIDR", c.testServiceCIDR},
+		{"Families", c.testFamilies},
+		{"RollingUpdate", c.testRollingUpdate},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			defer progress(test.name)
+			test.run(t)
+		})
+	}
+}
+
+// settled waits until all pods are ready.
+func (c *cluster) settled(t *testing.T) {
+	t.Helper()
+	c.deployed(t, "kube-system", "coredns")
+	c.deployed(t, shop, "web")
+	c.everywhere(t, "client")
+}
+
+// podIP returns a pod's address of a family, "4" or "6".
+func podIP(p *corev1.Pod, family string) string {
+	for _, ip := range p.Status.PodIPs {
+		if family == familyOf(ip.IP) {
+			return ip.IP
+		}
+	}
+	return ""
+}
+
+func familyOf(ip string) string {
+	if strings.Contains(ip, ":") {
+		return "6"
+	}
+	return "4"
+}
+
+// answers holds that something is answered by one of the pods, and that it sees the client at that address.
+func (c *cluster) answers(t *testing.T, from string, by []corev1.Pod, client string, args ...string) {
+	t.Helper()
+	got, err := c.tool(t.Context(), from, args...)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	name, seen, _ := strings.Cut(got, " ")
+	if !slices.ContainsFunc(by, func(p corev1.Pod) bool { return p.Name == name }) || seen != client {
+		t.Errorf("%s: %q: %q; it should be of a pod that sees %s", from, args, got, client)
+	}
+}
+
+// testTraffic holds that pods reach pods, of their own node and of the other, under their own addresses.
+func (c *cluster) testTraffic(t *testing.T) {
+	for _, from := range c.pods(t, "client") {
+		for _, to := range c.pods(t, "web") {
+			for _, family := range []string{"4", "6"} {
+				for _, network := range []string{"tcp", "udp"} {
+					c.answers(t, from.Name, []corev1.Pod{to}, podIP(&from, family), "ask", network+family, net.JoinHostPort(podIP(&to, family), "9000"))
+				}
+			}
+		}
+	}
+}
+
+// testServices holds that services of each type are reached by their names.
+func (c *cluster) testServices(t *testing.T) {
+	web := c.pods(t, "web")
+	addrs := map[string][]string{}
+	for _, p := range web {
+		for _, family := range []string{"4", "6"} {
+			addrs[family] = append(addrs[family], podIP(&p, family))
+			slices.Sort(addrs[family])
+		}
+	}
+	service, err := c.client.CoreV1().Services(shop).Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, from := range c.pods(t, "client") {
+		says := func(want string, args ...string) {
+			t.Helper()
+			if got, err := c.tool(t.Context(), from.Name, args...); err != nil || got != want {
+				t.Errorf("%s: %q: %q, %v; want %q", from.Name, args, got, err, want)
+			}
+		}
+		for _, family := range []string{"4", "6"} {
+			for _, network := range []string{"tcp", "udp"} {
+				for _, name := range []string{"web", "web.shop", "web-node", "web-headless", "web-external", "web.shop.svc.cluster.local"} {
+					c.answers(t, from.Name, web, podIP(&from, family), "ask", network+family, name+":9000")
+				}
+			}
+			says(strings.Join(addrs[family], "\n"), "lookup", map[string]string{"4": "A", "6": "AAAA"}[family], "web-headless")
+		}
+		says(service.Spec.ClusterIPs[0], "lookup", map[string]string{"4": "A", "6": "AAAA"}[familyOf(service.Spec.ClusterIP)], "web")
+		says("web.shop.svc.cluster.local.", "lookup", "PTR", service.Spec.ClusterIP)
+		says("web.shop.svc.cluster.local.", "lookup", "CNAME", "web-external")
+		says("80 web.shop.svc.cluster.local.", "lookup", "SRV", "_http._tcp.web.shop.svc.cluster.local")
+		if got, err := c.tool(t.Context(), from.Name, "get", "http://web/"); err != nil || !strings.HasPrefix(got, "web-") {
+			t.Errorf("%s: http://web/: %q, %v", from.Name, got, err)
+		}
+	}
+	// Node ports are asked for from outside.
+	for _, n := range c.nodes {
+		for network, addr := range map[string]string{"tcp4": n.addr4, "tcp6": n.addr6, "udp4": n.addr4, "udp6": n.addr6} {
+			if got, err := ask(network, net.JoinHostPort(addr, "30900")); err != nil || !strings.HasPrefix(got, "web-") {
+				t.Errorf("%s at %s: %q, %v", network, addr, got, err)
+			}
+		}
+	}
+}
+
+// ask is what the tool does of that name, from outside of the cluster.
+func ask(network, addr string) (string, error) {
+	conn, err := net.DialTimeout(network, addr, 5*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	b := make([]byte, 256)
+	_, err = conn.Write([]byte("who?"))
+	err = errors.Join(err, conn.SetDeadline(time.Now().Add(5*time.Second)))
+	n, e := conn.Read(b)
+	return string(b[:n]), errors.Join(err, e)
+}
+
+// testHosts holds that a pod has the aliases of its specification, and those of its annotation while it runs.
+func (c *cluster) testHosts(t *testing.T) {
+	for _, p := range c.pods(t, "client") {
+		resolves := func(name, want string) {
+			t.Helper()
+			soon(t, fmt.Sprintf("%s is %q", name, want), func() error {
+				got, err := c.tool(t.Context(), p.Name, "lookup", "A", name)
+				if want == "" && err != nil && strings.Contains(err.Error(), "no such host") {
+					return nil
+				}
+				if err == nil && got != want {
+					err = fmt.Errorf("it is %q", got)
+				}
+				return err
+			})
+		}
+		resolves("api.partner.example", "192.0.2.130")
+		c.patch(t, "pods", p.Name, `{"metadata": {"annotations": {"ropewalk.dev/host-aliases": "[{\"ip\": \"10.1.2.3\", \"hostnames\": [\"foo.shop.svc.cluster.local\"]}]"}}}`)
+		resolves("foo.shop.svc.cluster.local", "10.1.2.3")
+		resolves("api.partner.example", "192.0.2.130")
+		c.patch(t, "pods", p.Name, `{"metadata": {"annotations": {"ropewalk.dev/host-aliases": null}}}`)
+		resolves("foo.shop.svc.cluster.local", "")
+		resolves("api.partner.example", "192.0.2.130")
+	}
+}
+
+// testEnvironment holds that containers have the variables of services.
+func (c *cluster) testEnvironment(t *testing.T) {
+	web, err := c.client.CoreV1().Services(shop).Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range c.pods(t, "client") {
+		env, err := c.tool(t.Context(), p.Name, "env")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"WEB_SERVICE_HOST=" + web.Spec.ClusterIP, "WEB_SERVICE_PORT_HTTP=80", "WEB_NODE_SERVICE_PORT=9000", "KUBERNETES_SERVICE_HOST=" + apiService4} {
+			if !slices.Contains(strings.Split(env, "\n"), want) {
+				t.Errorf("%s has no %s:\n%s", p.Name, want, env)
+			}
+		}
+	}
+}
+
+// testHostPort holds that a port of a node leads to a pod, from outside and from pods.
+func (c *cluster) testHostPort(t *testing.T) {
+	p := c.pod(t, "port", func(p *corev1.Pod) {
+		p.Spec.NodeSelector = map[string]string{corev1.LabelHostname: c.nodes[0].name}
+		p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 9000, HostPort: 7000}, {ContainerPort: 9000, HostPort: 7000, Protocol: corev1.ProtocolUDP}}
+	})
+	n := c.nodes[0]
+	for network, addr := range map[string]string{"tcp4": n.addr4, "tcp6": n.addr6, "udp4": n.addr4, "udp6": n.addr6} {
+		addr = net.JoinHostPort(addr, "7000")
+		if got, err := ask(network, addr); err != nil || !strings.HasPrefix(got, p.Name+" ") {
+			t.Errorf("%s %s: %q, %v", network, addr, got, err)
+		}
+		for _, from := range c.pods(t, "client") {
+			if got, err := c.tool(t.Context(), from.Name, "ask", network, addr); err != nil || !strings.HasPrefix(got, p.Name+" ") {
+				t.Errorf("%s: %s %s: %q, %v", from.Name, network, addr, got, err)
+			}
+		}
+	}
+}
+
+// testNodeRestart pulls a node's plug. When it is back, its pods are started again, and all is as it was.
+func (c *cluster) testNodeRestart(t *testing.T) {
+	n := c.nodes[1]
+	list := func() []corev1.Pod {
+		all, err := c.client.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + n.name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all.Items
+	}
+	was := map[string]bool{} // containers
+	for _, p := range list() {
+		for _, s := range p.Status.ContainerStatuses {
+			was[s.ContainerID] = true
+		}
+	}
+	n.powerOff(t)
+	n.start(t)
+	n.agentReady(t)
+	soon(t, "the node's pods run again", func() error {
+		var err error
+		for _, p := range list() {
+			old := slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return was[s.ContainerID] })
+			if old || !isReady(&p) {
+				err = errors.Join(err, fmt.Errorf("%s: its containers are the old ones: %t; %+v", p.Name, old, p.Status.Conditions))
+			}
+		}
+		return err
+	})
+	n.ready(t)
+	c.settled(t)
+	c.testTraffic(t)
+	c.testServices(t)
+}
+
+// outcome is what the tool says of a load.
+type outcome struct {
+	Done, Failed, Slow, Unsent int
+	Errors                     []string
+}
+
+type report struct{ Requests, Lookups outcome }
+
+// loaded calls f while requests and lookups come from both nodes, none of which may fail.
+func (c *cluster) loaded(t *testing.T, f func()) {
+	t.Helper()
+	each := func(n int) string { return strconv.Itoa(max(1, n/len(c.nodes))) }
+	c.apply(t, testdata(t, "load.yaml", "REQUESTS", each(*requests), "LOOKUPS", each(*lookups)))
+	sets := c.client.AppsV1().DaemonSets(shop)
+	defer c.gone(t, "load", func(ctx context.Context, name string, o metav1.DeleteOptions) error {
+		foreground := metav1.DeletePropagationForeground
+		o.PropagationPolicy = &foreground
+		return sets.Delete(ctx, name, o)
+	}, func(ctx context.Context) error { _, err := sets.Get(ctx, "load", metav1.GetOptions{}); return err })
+	c.everywhere(t, "load")
+	pods := c.pods(t, "load")
+	begun := time.Now()
+	f()
+	for _, p := range pods {
+		// What is asked last has to be answered, too: wait until some more has been.
+		var r, last report
+		soon(t, "the load goes on", func() error {
+			text, err := c.tool(t.Context(), p.Name, "get", "http://127.0.0.1:8081/")
+			if err == nil {
+				err = json.Unmarshal([]byte(text), &r)
+			}
+			if last.Requests.Done == 0 {
+				last = r
+			}
+			if err == nil && r.Requests.Done < last.Requests.Done+*requests {
+				err = fmt.Errorf("%d requests", r.Requests.Done)
+			}
+			return err
+		})
+		for what, o := range map[string]outcome{"requests": r.Requests, "lookups": r.Lookups} {
+			t.Logf("%s: %d %s in %.0f s, %d took more than a second, %d could not be sent in time", p.Spec.NodeName, o.Done, what, time.Since(begun).Seconds(), o.Slow, o.Unsent)
+			if o.Failed > 0 || o.Done == 0 {
+				t.Errorf("%s: %d of %d %s failed:\n%s", p.Spec.NodeName, o.Failed, o.Done, what, strings.Join(o.Errors, "\n"))
+			}
+		}
+	}
+}
+
+// testAgentUpgrade replaces the agents while services are in use, and kills them.
+func (c *cluster) testAgentUpgrade(t *testing.T) {
+	c.loaded(t, func() {
+		for _, with := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+			for _, n := range c.nodes {
+				n.agent.stop(with)
+				time.Sleep(time.Second) // the service goes on without one
+				n.startAgent(t)
+				n.agentReady(t)
+			}
+		}
+	})
+}
+
+// testAPIServerRestart replaces the API server while services are in use, and kills it. Then the agents hear of what is new.
+func (c *cluster) testAPIServerRestart(t *testing.T) {
+	c.loaded(t, func() {
+		for _, with := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+			c.api.stop(with)
+			time.Sleep(time.Second) // names and services are there without it
+			c.startAPI(t)
+		}
+	})
+	if _, err := c.service(t, "after", nil); err != nil {
+		t.Fatal(err)
+	}
+	c.reachable(t, "after", "4")
+}
+
+// reachable waits until a service is reached by its name from each node.
+func (c *cluster) reachable(t *testing.T, name, family string) {
+	t.Helper()
+	for _, from := range c.pods(t, "client") {
+		begun := time.Now()
+		soon(t, name+" is reached from "+from.Spec.NodeName, func() error {
+			got, err := c.tool(t.Context(), from.Name, "ask", "tcp"+family, name+":9000")
+			if err == nil && !strings.HasSuffix(got, " "+podIP(&from, family)) {
+				err = fmt.Errorf("%q", got)
+			}
+			return err
+		})
+		t.Logf("%s is reached from %s after %v", name, from.Spec.NodeName, time.Since(begun).Round(time.Millisecond))
+	}
+}
+
+// testServiceCIDR fills the range of services, adds another (KEP-1880), uses it and takes it away.
+func (c *cluster) testServiceCIDR(t *testing.T) {
+	var full error
+	for i := 0; full == nil && i < 16; i++ {
+		_, full = c.service(t, fmt.Sprintf("fill-%d", i), nil)
+	}
+	if full == nil || !strings.Contains(full.Error(), "range is full") {
+		t.Fatalf("the range is not full: %v", full)
+	}
+	cidrs := c.client.NetworkingV1().ServiceCIDRs()
+	get := func() (*networkingv1.ServiceCIDR, error) { return cidrs.Get(t.Context(), "more", metav1.GetOptions{}) }
+	more := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.97.0.0/24", "fd97::/120"}}}
+	if _, err := cidrs.Create(t.Context(), more, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var s *corev1.Service
+	dual := corev1.IPFamilyPolicyRequireDualStack
+	soon(t, "a service gets addresses of the new range", func() (err error) {
+		s, err = c.service(t, "new", func(s *corev1.ServiceSpec) { s.IPFamilyPolicy = &dual })
+		return err
+	})
+	if ips := s.Spec.ClusterIPs; len(ips) != 2 || !strings.HasPrefix(ips[0], "10.97.0.") || (!strings.HasPrefix(ips[1], "fd97::") && !strings.HasPrefix(ips[1], "fd96::")) {
+		t.Errorf("it has %v", ips)
+	}
+	c.reachable(t, "new", "4")
+	c.reachable(t, "new", "6")
+	client := c.pods(t, "client")[0]
+	if got, err := c.tool(t.Context(), client.Name, "lookup", "PTR", s.Spec.ClusterIP); err != nil || got != "new.shop.svc.cluster.local." {
+		t.Errorf("PTR of %s: %q, %v", s.Spec.ClusterIP, got, err)
+	}
+
+	if err := cidrs.Delete(t.Context(), "more", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "the range is kept for its service", func() error {
+		got, err := get()
+		if err != nil {
+			return &fatal{err}
+		}
+		if got.DeletionTimestamp == nil || len(got.Finalizers) == 0 || !slices.ContainsFunc(got.Status.Conditions, func(c metav1.Condition) bool {
+			return c.Type == networkingv1.ServiceCIDRConditionReady && c.Status == metav1.ConditionFalse
+		}) {
+			return fmt.Errorf("%+v", got)
+		}
+		return nil
+	})
+	if _, err := c.service(t, "late", nil); err == nil || !strings.Contains(err.Error(), "range is full") {
+		t.Errorf("a service has got an address of a range that goes: %v", err)
+	}
+	c.reachable(t, "new", "4")
+	if err := c.client.CoreV1().Services(shop).Delete(t.Context(), "new", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "the range is gone with its service", func() error {
+		if got, err := get(); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("%+v, %v", got, err)
+		}
+		return nil
+	})
+}
+
+// testFamilies gives a service a second family of addresses, and takes it away.
+func (c *cluster) testFamilies(t *testing.T) {
+	single := corev1.IPFamilyPolicySingleStack
+	if _, err := c.service(t, "families", func(s *corev1.ServiceSpec) { s.IPFamilyPolicy = &single }); err != nil {
+		t.Fatal(err)
+	}
+	c.reachable(t, "families", "4")
+	no6 := func(addr string) {
+		t.Helper()
+		for _, p := range c.pods(t, "client") {
+			soon(t, "there is no IPv6 any more", func() error {
+				if got, err := c.tool(t.Context(), p.Name, "lookup", "AAAA", "families"); err == nil {
+					return fmt.Errorf("AAAA %q", got)
+				}
+				if got, err := c.tool(t.Context(), p.Name, "lookup", "A", "families"); err != nil {
+					return fmt.Errorf("A %q: %w", got, err)
+				}
+				if addr == "" {
+					return nil
+				}
+				if got, err := c.tool(t.Context(), p.Name, "ask", "tcp6", net.JoinHostPort(addr, "9000")); err == nil {
+					return fmt.Errorf("%s answers %q", addr, got)
+				}
+				return nil
+			})
+		}
+	}
+	no6("")
+	c.patch(t, "services", "families", `{"spec": {"ipFamilyPolicy": "PreferDualStack"}}`)
+	c.reachable(t, "families", "4")
+	c.reachable(t, "families", "6")
+	s, err := c.client.CoreV1().Services(shop).Get(t.Context(), "families", metav1.GetOptions{})
+	if err != nil || len(s.Spec.ClusterIPs) != 2 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	c.patch(t, "services", "families", `{"spec": {"ipFamilyPolicy": "SingleStack"}}`)
+	no6(s.Spec.ClusterIPs[1])
+	c.reachable(t, "families", "4")
+}
+
+// testRollingUpdate replaces all servers while they are in use.
+func (c *cluster) testRollingUpdate(t *testing.T) {
+	was := c.pods(t, "web")
+	c.loaded(t, func() {
+		c.patch(t, "deployments", "web", fmt.Sprintf(`{"spec": {"template": {"metadata": {"annotations": {"updated": %q}}}}}`, time.Now()))
+		c.deployed(t, shop, "web")
+		soon(t, "the old pods are gone", func() error {
+			for _, p := range was {
+				if got, err := c.client.CoreV1().Pods(shop).Get(t.Context(), p.Name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+					return fmt.Errorf("%s: %v", got.Name, err)
+				}
+			}
+			return nil
+		})
+	})
+}

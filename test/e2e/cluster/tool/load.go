@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Report is what a load has come to since its start.
+type Report struct {
+	Requests, Lookups Outcome
+}
+
+// Outcome counts what was tried, and what of it failed or took longer than a second: a packet was lost then and sent again.
+type Outcome struct {
+	Done, Failed, Slow, Unsent int
+	Errors                     []string // the last ones
+}
+
+type counter struct {
+	mu sync.Mutex
+	Outcome
+	free chan struct{}
+}
+
+// inFlight is how many requests, or lookups, may wait for their answers at once.
+const inFlight = 2000
+
+// load sends requests to the services and looks their names up, each so many times a second, until it is killed. At port 8081 it says
+// what has come of it.
+func load(requests, lookups string, targets []string) error {
+	perSecond := [2]int{}
+	for i, s := range []string{requests, lookups} {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			return fmt.Errorf("%q is no number a second", s)
+		}
+		perSecond[i] = n
+	}
+	// Requests go to addresses, so that a lookup that fails is not counted among them, too.
+	var addrs []string
+	for _, t := range targets {
+		host, port, err := net.SplitHostPort(t)
+		if err != nil {
+			return err
+		}
+		ips, err := net.LookupHost(host)
+		if err != nil {
+			return err
+		}
+		for _, ip := range ips {
+			addrs = append(addrs, net.JoinHostPort(ip, port))
+		}
+	}
+	asked, looked := &counter{free: make(chan struct{}, inFlight)}, &counter{free: make(chan struct{}, inFlight)}
+	go asked.each(perSecond[0], func(i int) error {
+		answer, err := exchange("tcp", addrs[i%len(addrs)])
+		if err == nil && !strings.HasSuffix(answer, "\n") {
+			err = fmt.Errorf("%q from %s", answer, addrs[i%len(addrs)])
+		}
+		return err
+	})
+	go looked.each(perSecond[1], func(i int) error {
+		host, _, _ := net.SplitHostPort(targets[i%len(targets)])
+		ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+		defer cancel()
+		_, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		return err
+	})
+	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		json.NewEncoder(w).Encode(Report{Requests: asked.outcome(), Lookups: looked.outcome()})
+	})
+	return http.ListenAndServe(":8081", nil)
+}
+
+// each does something so many times a second. What comes due while too much is under way is not done, and counted.
+func (c *counter) each(perSecond int, do func(int) error) {
+	period := time.Second / time.Duration(perSecond)
+	due := time.Now()
+	for i := 0; ; i++ {
+		due = due.Add(period)
+		time.Sleep(time.Until(due))
+		select {
+		case c.free <- struct{}{}:
+		default:
+			c.mu.Lock()
+			c.Unsent++
+			c.mu.Unlock()
+			continue
+		}
+		go func() {
+			begun := time.Now()
+			err := do(i)
+			c.count(time.Since(begun), err)
+			<-c.free
+		}()
+	}
+}
+
+func (c *counter) count(took time.Duration, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Done++
+	if took > time.Second {
+		c.Slow++
+	}
+	if err != nil {
+		c.Failed++
+		c.Errors = append(c.Errors, fmt.Sprintf("%s after %v: %v", time.Now().UTC().Format("15:04:05.000"), took.Round(time.Millisecond), err))
+		c.Errors = c.Errors[max(0, len(c.Errors)-10):]
+	}
+}
+
+func (c *counter) outcome() Outcome {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.Outcome
+}
