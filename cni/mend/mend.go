@@ -156,36 +156,24 @@ const watchRetry = time.Second
 
 func (m *Mender) watch(ctx context.Context) {
 	for first := true; ctx.Err() == nil; first = false {
-		done := make(chan struct{})
-		ended := make(chan struct{}, 4)
-		links, routes, neighs := make(chan netlink.LinkUpdate, 64), make(chan netlink.RouteUpdate, 64), make(chan netlink.NeighUpdate, 64)
-		addrs := make(chan netlink.AddrUpdate, 64)
-		open := 0
-		for _, err := range []error{netlink.LinkSubscribe(links, done), netlink.RouteSubscribe(routes, done), netlink.NeighSubscribe(neighs, done),
-			netlink.AddrSubscribe(addrs, done)} {
-			if err == nil {
-				open++
-			}
-		}
-		if open == 4 {
+		done, ended := make(chan struct{}), make(chan struct{}, 4)
+		err := errors.Join(
+			subscribe(netlink.LinkSubscribe, done, ended, m.linkNews), subscribe(netlink.RouteSubscribe, done, ended, m.routeNews),
+			subscribe(netlink.NeighSubscribe, done, ended, m.neighNews), subscribe(netlink.AddrSubscribe, done, ended, m.addrNews))
+		open := cap(ended)
+		if err == nil {
 			if !first {
 				m.note(0, false, true) // between two subscriptions
 			}
-			go read(links, ended, m.linkNews)
-			go read(routes, ended, m.routeNews)
-			go read(neighs, ended, m.neighNews)
-			go read(addrs, ended, m.addrNews)
 			select {
 			case <-ctx.Done():
 			case <-ended:
 				open--
 			}
-			close(done)
-			for range open {
-				<-ended
-			}
-		} else {
-			close(done)
+		}
+		close(done)
+		for range open {
+			<-ended
 		}
 		select {
 		case <-ctx.Done():
@@ -194,12 +182,20 @@ func (m *Mender) watch(ctx context.Context) {
 	}
 }
 
-// read hands on what comes until that ends.
-func read[T any](updates <-chan T, ended chan<- struct{}, f func(T)) {
-	for u := range updates {
-		f(u)
+// subscribe hands on what a subscription tells until it ends, or done is closed; then ended gets one, also if there is none.
+func subscribe[T any](begin func(chan<- T, <-chan struct{}) error, done <-chan struct{}, ended chan<- struct{}, news func(T)) error {
+	updates := make(chan T, 64)
+	if err := begin(updates, done); err != nil {
+		ended <- struct{}{}
+		return err
 	}
-	ended <- struct{}{}
+	go func() {
+		for u := range updates {
+			news(u)
+		}
+		ended <- struct{}{}
+	}()
+	return nil
 }
 
 // linkNews is about host ends that are down, as an attachment has them at first, too, about any that leave a bridge, and about bridges that are down.
