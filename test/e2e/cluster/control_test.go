@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -116,11 +115,4 @@ func (c *cluster) awaitAPI(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-// restartAPI ends the API server and starts it again.
-func (c *cluster) restartAPI(t *testing.T) {
-	t.Helper()
-	c.api.stop(syscall.SIGTERM)
-	c.startAPI(t)
 }
