@@ -155,16 +155,14 @@ func (m *Mender) harmed() bool {
 const watchRetry = time.Second
 
 func (m *Mender) watch(ctx context.Context) {
-	for first := true; ctx.Err() == nil; first = false {
+	for ctx.Err() == nil {
 		done, ended := make(chan struct{}), make(chan struct{}, 4)
 		err := errors.Join(
 			subscribe(netlink.LinkSubscribe, done, ended, m.linkNews), subscribe(netlink.RouteSubscribe, done, ended, m.routeNews),
 			subscribe(netlink.NeighSubscribe, done, ended, m.neighNews), subscribe(netlink.AddrSubscribe, done, ended, m.addrNews))
 		open := cap(ended)
 		if err == nil {
-			if !first {
-				m.note(0, false, true) // between two subscriptions
-			}
+			m.note(0, false, true) // what has happened until now nobody has told of
 			select {
 			case <-ctx.Done():
 			case <-ended:
