@@ -229,9 +229,11 @@ func shell(pod, node, command string) error {
 	}
 	// First to where the numbers of processes are those that the machine knows.
 	args := []string{"nsenter", "--target", strconv.Itoa(machine), "--mount", "--pid", "--",
-		"nsenter", "--target", string(pid), "--mount", "--pid", "--net", "--uts", "--", "sh"}
+		"nsenter", "--target", string(pid), "--mount", "--pid", "--net", "--uts", "--"}
 	if command != "" {
-		args = append(args, "-c", command)
+		args = append(args, "sh", "-c", command)
+	} else {
+		args = append(args, "bash", "--norc") // dash complains at its end that the terminal's process group is of another namespace
 	}
 	vars := append(strings.Split(string(env), "\n"), "TERM="+os.Getenv("TERM"), "PS1="+filepath.Base(dir)+"# ")
 	return fmt.Errorf("%s: %w", nsenter, unix.Exec(nsenter, args, vars))
