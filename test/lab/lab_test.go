@@ -82,7 +82,9 @@ func TestLab(t *testing.T) {
 	if !netns.Enter(t) {
 		return
 	}
-	netns.Tmpfs(t, "/run", nil)
+	for _, dir := range writable {
+		netns.Tmpfs(t, dir, nil)
+	}
 	bin := os.Getenv(binEnv)
 	program := filepath.Join(bin, "lab")
 	t.Setenv("LAB", program)
@@ -95,7 +97,7 @@ func TestLab(t *testing.T) {
 	before := visible(t)
 
 	// One that a machine's end has left, and one that nobody waits for.
-	if err := errors.Join(os.MkdirAll(state+"/nodes/old", 0o755), os.WriteFile(state+"/up", nil, 0o644), os.WriteFile(state+"/lock", nil, 0o644)); err != nil {
+	if err := errors.Join(os.MkdirAll(state+"/nodes/old", 0o755), os.WriteFile(state+"/up", nil, 0o644), os.WriteFile(state+"/machine", nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	half := exec.Command(program, "up", "corefile/example")
@@ -216,6 +218,9 @@ func until(t *testing.T, is func() bool, why ...func() string) {
 	}
 }
 
+// writable are folders in which programs of nodes have files, which are the test's own.
+var writable = []string{"/run", "/opt", "/var/lib"}
+
 // visible is what others see of the lab: links, addresses, routes, rules, mounts, and files where the programs would have theirs.
 func visible(t *testing.T) map[string]string {
 	t.Helper()
@@ -223,7 +228,7 @@ func visible(t *testing.T) map[string]string {
 	for _, c := range []string{"ip -o addr", "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip netns", "nft list ruleset", "cat /proc/self/mountinfo"} {
 		out[c] = sh(t, c)
 	}
-	for _, dir := range []string{"/run", "/etc/cni", "/opt/cni", "/var/lib/cni", "/var/lib/kubelet", "/etc/netns"} {
+	for _, dir := range writable {
 		_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 			out[path] = "a file"
 			return err

@@ -54,12 +54,15 @@ type machine struct {
 	exe string // this program; others are in the same folder
 }
 
+// inherited is the lock of who has started this.
+const inherited = 3
+
 func runMachine() error {
-	lock, err := unix.Open(filepath.Join(state, "lock"), unix.O_RDWR|unix.O_CLOEXEC, 0) // it stays open
+	own, err := unix.Open(filepath.Join(state, "machine"), unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o644) // it stays open
 	if err != nil {
 		return err
 	}
-	if err := unix.FcntlFlock(uintptr(lock), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+	if err := errors.Join(unix.FcntlFlock(uintptr(own), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}), unix.Close(inherited)); err != nil {
 		return err
 	}
 	if err := errors.Join(

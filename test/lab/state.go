@@ -17,7 +17,8 @@ import (
 
 // state is the directory of all that the lab writes:
 //
-//	lock                  held by the machine while it lives: the kernel says whether there is a lab, and which process it is
+//	lock                  flock(2), held by who starts or ends a lab
+//	machine               fcntl(2), held by the lab's first process: the kernel says whether there is one, and which it is
 //	up                    is there once all is ready
 //	log                   what the machine says
 //	manifests/            the cluster, for everybody to change
@@ -51,10 +52,17 @@ func open(flags int) (*os.File, error) {
 	}
 }
 
-// machineOf returns the process of the lab; 0 if there is none.
-func machineOf(lock *os.File) (pid int, err error) {
+// machinePID returns the lab's first process; 0 if there is none.
+func machinePID() (int, error) {
+	f, err := os.OpenFile(filepath.Join(state, "machine"), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	defer f.Close()
 	l := unix.Flock_t{Type: unix.F_WRLCK}
-	if err := unix.FcntlFlock(lock.Fd(), unix.F_GETLK, &l); err != nil {
+	if err := unix.FcntlFlock(f.Fd(), unix.F_GETLK, &l); err != nil {
 		return 0, err
 	}
 	if l.Type == unix.F_UNLCK {
@@ -76,20 +84,20 @@ func up(manifests string) (already bool, err error) {
 		return false, err
 	}
 	defer lock.Close()
-	pid, err := machineOf(lock)
+	pid, err := machinePID()
 	if err != nil {
 		return false, err
 	}
 	if _, err := os.Stat(filepath.Join(state, "up")); pid != 0 && err == nil {
 		return true, nil
 	}
-	if err := clean(lock); err != nil {
+	if err := clean(); err != nil {
 		return false, err
 	}
 	if err := os.CopyFS(filepath.Join(state, "manifests"), os.DirFS(manifests)); err != nil {
 		return false, err
 	}
-	if err := start(); err != nil {
+	if err := start(lock); err != nil {
 		return false, fmt.Errorf("%w; what there is to know is in %s, until make lab-down", err, state)
 	}
 	return false, os.WriteFile(filepath.Join(state, "up"), nil, 0o644)
@@ -99,7 +107,7 @@ func up(manifests string) (already bool, err error) {
 //
 // It has a process namespace of its own, and others: when its first process ends, however it does, the kernel ends all others, shells that
 // somebody has in a pod included, and with them go namespaces, links, rules and mounts. Nothing of that is ever seen from outside.
-func start() error {
+func start(lock *os.File) error {
 	exe, err := self()
 	if err != nil {
 		return err
@@ -113,6 +121,7 @@ func start() error {
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + path, "HOME=/root"}
 	cmd.Stderr = log
+	cmd.ExtraFiles = []*os.File{lock} // so that it is held until that process can be found, whatever becomes of this one
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS,
 		Setsid:     true, // it outlives this terminal
@@ -139,8 +148,8 @@ func start() error {
 const ready = "ready\n"
 
 // clean ends the machine, if there is one, and empties the directory but for the lock.
-func clean(lock *os.File) error {
-	pid, err := machineOf(lock)
+func clean() error {
+	pid, err := machinePID()
 	if err != nil {
 		return err
 	}
@@ -151,7 +160,7 @@ func clean(lock *os.File) error {
 	}
 	all, err := os.ReadDir(state)
 	for _, e := range all {
-		if e.Name() != filepath.Base(lock.Name()) {
+		if e.Name() != "lock" {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(state, e.Name())))
 		}
 	}
@@ -187,7 +196,7 @@ func down() error {
 		return err
 	}
 	defer lock.Close()
-	if err := clean(lock); err != nil {
+	if err := clean(); err != nil {
 		return err
 	}
 	return os.RemoveAll(state)
@@ -195,13 +204,7 @@ func down() error {
 
 // shell puts a shell, or a command of one, in the place of this process: in the namespaces of a pod or a node, with its environment.
 func shell(pod, node, command string) error {
-	lock, err := os.OpenFile(filepath.Join(state, "lock"), os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return errNone
-	} else if err != nil {
-		return err
-	}
-	machine, err := machineOf(lock)
+	machine, err := machinePID()
 	if err == nil && machine == 0 {
 		err = errNone
 	}
@@ -226,9 +229,11 @@ func shell(pod, node, command string) error {
 	}
 	// First to where the numbers of processes are those that the machine knows.
 	args := []string{"nsenter", "--target", strconv.Itoa(machine), "--mount", "--pid", "--",
-		"nsenter", "--target", string(pid), "--mount", "--pid", "--net", "--uts", "--", "sh"}
+		"nsenter", "--target", string(pid), "--mount", "--pid", "--net", "--uts", "--"}
 	if command != "" {
-		args = append(args, "-c", command)
+		args = append(args, "sh", "-c", command)
+	} else {
+		args = append(args, "bash", "--norc") // dash complains at its end that the terminal's process group is of another namespace
 	}
 	vars := append(strings.Split(string(env), "\n"), "TERM="+os.Getenv("TERM"), "PS1="+filepath.Base(dir)+"# ")
 	return fmt.Errorf("%s: %w", nsenter, unix.Exec(nsenter, args, vars))
