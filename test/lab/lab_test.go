@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	for _, v := range []string{"MAKEFLAGS", "MFLAGS", "MAKELEVEL"} {
+		os.Unsetenv(v) // of a make that runs the tests: one below another says more
+	}
 	os.Exit(withBinaries(m.Run))
 }
 
