@@ -2,7 +2,6 @@
 package agent
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,43 +11,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 	"github.com/ropewalk-net/ropewalk/test/standin"
 )
 
-// The programs, which make builds.
-const (
-	binaryEnv = "ROPEWALK_TEST_ROPEWALK"
-	pluginEnv = "ROPEWALK_TEST_CNI"
-)
-
-func TestMain(m *testing.M) { os.Exit(withBinaries(m.Run)) }
-
-// withBinaries builds the programs if make has not.
-func withBinaries(run func() int) int {
-	dir, err := os.MkdirTemp("", "ropewalk")
-	if err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(dir)
-	for env, name := range map[string]string{binaryEnv: "ropewalk", pluginEnv: "ropewalk-cni"} {
-		if os.Getenv(env) != "" {
-			continue
-		}
-		b := filepath.Join(dir, name)
-		if out, err := exec.Command("go", "build", "-o", b, "github.com/ropewalk-net/ropewalk/cmd/"+name).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
-			return 1
-		}
-		os.Setenv(env, b)
-	}
-	return run()
-}
+func TestMain(m *testing.M) { os.Exit(program.Run(m.Run, program.Ropewalk, program.Plugin)) }
 
 const nodeObjects = `
 apiVersion: v1
@@ -93,32 +65,15 @@ type rig struct {
 	*testing.T
 	dir   string
 	api   *standin.Server
-	log   *buffer
+	log   *program.Log
 	agent *exec.Cmd
-}
-
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	netns.NeedCommand(t, "nft")
 	netns.Batch(t, "", "link add eth0 type veth peer name other\naddr add 192.0.2.1/24 dev eth0\nlink set eth0 up\nlink set other up\nroute add default via 192.0.2.254\n")
-	r := &rig{T: t, dir: t.TempDir(), api: standin.New(t), log: &buffer{}}
+	r := &rig{T: t, dir: t.TempDir(), api: standin.New(t), log: &program.Log{}}
 	r.api.Load([]byte(nodeObjects))
 	r.api.Load([]byte(service))
 	if err := os.MkdirAll(filepath.Join(r.dir, "kubelet/pods"), 0o755); err != nil {
@@ -148,7 +103,7 @@ routes:
 cni:
   plugin: %[3]s
   bin-dir: %[1]s/bin
-%[4]s`, r.dir, mtu, os.Getenv(pluginEnv), more)
+%[4]s`, r.dir, mtu, os.Getenv(program.Plugin), more)
 	// By another file that is put in its place, as the kubelet does it.
 	unfinished := filepath.Join(r.dir, "agent.new")
 	if err := errors.Join(os.WriteFile(unfinished, []byte(text), 0o644), os.Rename(unfinished, filepath.Join(r.dir, "agent.yaml"))); err != nil {
@@ -161,7 +116,7 @@ func (r *rig) start() {
 	if err := os.WriteFile(filepath.Join(r.dir, "hosts"), []byte("127.0.0.1 localhost\n"), 0o644); err != nil {
 		r.Fatal(err)
 	}
-	r.agent = exec.Command(os.Getenv(binaryEnv), "agent", "--node-name", "n1", "--kubeconfig", r.api.Kubeconfig(r.dir), "--config", filepath.Join(r.dir, "agent.yaml"))
+	r.agent = exec.Command(os.Getenv(program.Ropewalk), "agent", "--node-name", "n1", "--kubeconfig", r.api.Kubeconfig(r.dir), "--config", filepath.Join(r.dir, "agent.yaml"))
 	r.agent.Stderr = r.log
 	if err := r.agent.Start(); err != nil {
 		r.Fatal(err)
@@ -183,7 +138,7 @@ func (r *rig) stop(with syscall.Signal) int {
 
 // status is what `ropewalk status` says, and how it ends.
 func (r *rig) status() (ready map[string]bool, counts map[string]float64, text string, exit int) {
-	cmd := exec.Command(os.Getenv(binaryEnv), "status", "-o", "json")
+	cmd := exec.Command(os.Getenv(program.Ropewalk), "status", "-o", "json")
 	out, _ := cmd.Output()
 	var st struct {
 		Parts []struct {

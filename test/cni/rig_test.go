@@ -27,6 +27,7 @@ import (
 	"github.com/ropewalk-net/ropewalk/cni/ipam"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 )
 
 const (
@@ -37,31 +38,7 @@ const (
 	ifname       = "eth0"
 )
 
-// binaryEnv names the program, which make builds.
-const binaryEnv = "ROPEWALK_TEST_CNI"
-
-func TestMain(m *testing.M) { os.Exit(withBinary(m.Run)) }
-
-// withBinary builds the program if make has not.
-func withBinary(run func() int) int {
-	if os.Getenv(binaryEnv) != "" {
-		return run()
-	}
-	dir, err := os.MkdirTemp("", "ropewalk-cni")
-	if err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(dir)
-	b := filepath.Join(dir, "ropewalk-cni")
-	cmd := exec.Command("go", "build", "-o", b, "github.com/ropewalk-net/ropewalk/cmd/ropewalk-cni")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
-		return 1
-	}
-	os.Setenv(binaryEnv, b)
-	return run()
-}
+func TestMain(m *testing.M) { os.Exit(program.Run(m.Run, program.Plugin)) }
 
 // enter is netns.Enter with the node's addresses.
 func enter(t *testing.T) bool { return netns.Enter(t, node4+"/32", node6+"/128") }
@@ -79,7 +56,7 @@ func newRig(t *testing.T) *rig {
 	dir := t.TempDir()
 	r := &rig{
 		T:   t,
-		cni: libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(os.Getenv(binaryEnv))}, filepath.Join(dir, "cache"), nil),
+		cni: libcni.NewCNIConfigWithCacheDir([]string{filepath.Dir(os.Getenv(program.Plugin))}, filepath.Join(dir, "cache"), nil),
 		dir: filepath.Join(dir, "leases"),
 	}
 	r.conf = map[string]any{
@@ -170,7 +147,7 @@ func (r *rig) command(env map[string]string, change map[string]any) *exec.Cmd {
 	if err != nil {
 		r.Error(err)
 	}
-	cmd := exec.Command(os.Getenv(binaryEnv))
+	cmd := exec.Command(os.Getenv(program.Plugin))
 	cmd.Stdin = bytes.NewReader(b)
 	cmd.Env = []string{"CNI_PATH=/opt/cni/bin"}
 	for k, v := range env {

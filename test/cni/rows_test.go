@@ -33,10 +33,11 @@ import (
 	"github.com/ropewalk-net/ropewalk/cni/masquerade"
 	"github.com/ropewalk-net/ropewalk/cni/portmap"
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 )
 
 func TestVersion(t *testing.T) {
-	cmd := exec.Command(os.Getenv(binaryEnv))
+	cmd := exec.Command(os.Getenv(program.Plugin))
 	cmd.Env = []string{"CNI_COMMAND=VERSION"}
 	out, err := cmd.Output()
 	if err != nil {

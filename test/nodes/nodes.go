@@ -5,7 +5,6 @@
 package nodes
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +17,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 )
 
 // Outside is the namespace of a host that is not of the cluster. It is on the nodes' link, and knows by which node the pods are reached.
@@ -71,7 +70,7 @@ type Node struct {
 	cni          *libcni.CNIConfig
 	agent        *exec.Cmd
 	ended        chan struct{}
-	log          *buffer
+	log          *program.Log
 }
 
 // Pod is a pod of a node. Its name is also that of its namespace.
@@ -168,7 +167,7 @@ func (c *Cluster) Put(file, text string) {
 // Add makes the i-th node, from 1, with its object. It has no agent yet. One that is far is on another link than others, behind a router.
 func (c *Cluster) Add(i int, far bool) *Node {
 	c.T.Helper()
-	n := &Node{Cluster: c, Name: fmt.Sprintf("n%d", i), log: &buffer{}}
+	n := &Node{Cluster: c, Name: fmt.Sprintf("n%d", i), log: &program.Log{}}
 	n.Object = n.Name
 	link, net4, net6 := "near", "192.0.2.", "2001:db8::"
 	if far {
@@ -445,22 +444,4 @@ func Soon(t testing.TB, is func() error) {
 		}
 	}
 	t.Fatal(err)
-}
-
-// buffer is a log that may be read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

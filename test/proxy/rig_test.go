@@ -3,14 +3,12 @@
 package proxy
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -27,6 +25,7 @@ import (
 
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 	"github.com/ropewalk-net/ropewalk/test/standin"
 )
 
@@ -46,29 +45,7 @@ var (
 
 const nodePort = 30080
 
-// binaryEnv names the program, which make builds.
-const binaryEnv = "ROPEWALK_TEST_ROPEWALK"
-
-func TestMain(m *testing.M) { os.Exit(withBinary(m.Run)) }
-
-// withBinary builds the program if make has not.
-func withBinary(run func() int) int {
-	if os.Getenv(binaryEnv) != "" {
-		return run()
-	}
-	dir, err := os.MkdirTemp("", "ropewalk")
-	if err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(dir)
-	b := filepath.Join(dir, "ropewalk")
-	if out, err := exec.Command("go", "build", "-o", b, "github.com/ropewalk-net/ropewalk/cmd/ropewalk").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
-		return 1
-	}
-	os.Setenv(binaryEnv, b)
-	return run()
-}
+func TestMain(m *testing.M) { os.Exit(program.Run(m.Run, program.Ropewalk)) }
 
 // rig is a node with a proxy, and an API server.
 type rig struct {
@@ -78,26 +55,8 @@ type rig struct {
 	flags      []string
 	agent      *exec.Cmd
 	ended      chan struct{}
-	log        *buffer
+	log        *program.Log
 	changes    int
-}
-
-// buffer is a log that may be read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // newRig makes the network and an API server that knows the node and ranges of services. Every pod, the far one too, serves at ports
@@ -107,7 +66,7 @@ func newRig(t *testing.T, pods int, flags ...string) *rig {
 	netns.NeedCommand(t, "nft")
 	clusternet.Make(t, pods)
 	clusternet.Route(t, "10.96.0.0/16", "fd00:96::/64", "198.51.100.0/24", "2001:db8:51::/64", "203.0.113.0/24", "2001:db8:113::/64")
-	r := &rig{T: t, api: standin.New(t), log: &buffer{}}
+	r := &rig{T: t, api: standin.New(t), log: &program.Log{}}
 	r.kubeconfig = r.api.Kubeconfig(t.TempDir())
 	r.flags = append([]string{"--cluster-cidr", clusternet.ClusterCIDR4 + "," + clusternet.ClusterCIDR6}, flags...)
 	names := []string{clusternet.Far}
@@ -288,7 +247,7 @@ func (r *rig) take(name string) {
 func (r *rig) start() {
 	r.Helper()
 	args := append([]string{"proxy", "--node-name", nodeName, "--kubeconfig", r.kubeconfig}, r.flags...)
-	r.agent = exec.Command(os.Getenv(binaryEnv), args...)
+	r.agent = exec.Command(os.Getenv(program.Ropewalk), args...)
 	r.agent.Stderr = r.log
 	r.agent.Env = []string{"PATH="} // it needs no nft(8)
 	r.agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

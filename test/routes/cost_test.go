@@ -18,31 +18,10 @@ import (
 	"time"
 
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 )
 
-// binaryEnv names the program, which make builds.
-const binaryEnv = "ROPEWALK_TEST_ROPEWALK"
-
-func TestMain(m *testing.M) { os.Exit(withBinary(m.Run)) }
-
-// withBinary builds the program if make has not.
-func withBinary(run func() int) int {
-	if os.Getenv(binaryEnv) != "" {
-		return run()
-	}
-	dir, err := os.MkdirTemp("", "ropewalk")
-	if err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(dir)
-	b := filepath.Join(dir, "ropewalk")
-	if out, err := exec.Command("go", "build", "-o", b, "github.com/ropewalk-net/ropewalk/cmd/ropewalk").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
-		return 1
-	}
-	os.Setenv(binaryEnv, b)
-	return run()
-}
+func TestMain(m *testing.M) { os.Exit(program.Run(m.Run, program.Ropewalk)) }
 
 // node is a manifest. Nodes are neighbours on one link; the one with the number 0 is that of the test.
 func node(i int) string {
@@ -89,7 +68,7 @@ func child(t *testing.T, cmd *exec.Cmd) (ended chan struct{}) {
 func (a *agent) start() {
 	a.Helper()
 	a.trace = filepath.Join(a.TempDir(), "trace")
-	a.cmd = exec.Command("strace", append([]string{"-D", "-f", "--seccomp-bpf", "-yy", "-s", "64", "-o", a.trace, "-e", "trace=sendto,sendmsg,sendmmsg,recvfrom,recvmsg,recvmmsg", os.Getenv(binaryEnv)}, a.args...)...)
+	a.cmd = exec.Command("strace", append([]string{"-D", "-f", "--seccomp-bpf", "-yy", "-s", "64", "-o", a.trace, "-e", "trace=sendto,sendmsg,sendmmsg,recvfrom,recvmsg,recvmmsg", os.Getenv(program.Ropewalk)}, a.args...)...)
 	a.cmd.Stderr = &a.log
 	a.ended = child(a.T, a.cmd)
 }

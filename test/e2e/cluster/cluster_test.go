@@ -1,3 +1,5 @@
+//go:build e2e
+
 package cluster
 
 import (
@@ -7,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,9 +29,6 @@ var (
 
 // TestCluster starts a cluster, and does with it what people do with clusters. Each part of it can be run alone, by -run.
 func TestCluster(t *testing.T) {
-	if os.Getenv(gate) == "" {
-		t.Skip("it takes minutes: make e2e runs it")
-	}
 	begun := time.Now()
 	progress := func(what string) { t.Logf("%4.0f s: %s", time.Since(begun).Seconds(), what) }
 	c := newCluster(t)
