@@ -211,7 +211,7 @@ func prepare() error {
 		return err
 	}
 	return ip(fmt.Sprintf(`link set lo up
-link add br0 type bridge mcast_snooping 0
+link add br0 address 02:00:00:00:00:01 type bridge mcast_snooping 0
 addr add %s/24 dev br0
 addr add %s/64 dev br0 nodad
 link set br0 up

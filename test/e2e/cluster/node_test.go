@@ -27,6 +27,7 @@ type node struct {
 	*cluster
 	name           string
 	addr4, addr6   string
+	mac            string
 	home           string // where it keeps what outlives a restart
 	machine        *process
 	runtime, agent *process
@@ -36,7 +37,7 @@ type node struct {
 // newNode makes a node, the i-th from 1, and starts it.
 func (c *cluster) newNode(t *testing.T, i int) *node {
 	t.Helper()
-	n := &node{cluster: c, name: fmt.Sprintf("node-%d", i), addr4: fmt.Sprintf("172.18.0.%d", 10+i), addr6: fmt.Sprintf("fd00:172:18::%x", 16+i)}
+	n := &node{cluster: c, name: fmt.Sprintf("node-%d", i), addr4: fmt.Sprintf("172.18.0.%d", 10+i), addr6: fmt.Sprintf("fd00:172:18::%x", 16+i), mac: fmt.Sprintf("02:00:00:00:00:%02x", 16+i)}
 	n.home = filepath.Join(dir, n.name)
 	c.nodes = append(c.nodes, n)
 	c.issue(t, n.name, "system:node:"+n.name, []string{"system:nodes"}, n.name, n.addr4, n.addr6)
@@ -172,7 +173,8 @@ func (n *node) output(program string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// powerOn makes the node's namespaces and connects it.
+// powerOn makes the node's namespaces and connects it, with the same MAC address each time: machines keep theirs, and whoever has talked
+// to one over IPv6 goes on sending to it there, for a minute.
 func (n *node) powerOn() error {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -192,7 +194,7 @@ func (n *node) powerOn() error {
 	if _, err := io.Copy(io.Discard, bufio.NewReader(r)); err != nil { // until it is up
 		return err
 	}
-	if err := ip(fmt.Sprintf("link add %[1]s type veth peer name eth0 netns %[2]d\nlink set %[1]s master br0\nlink set %[1]s up\n", n.name, n.pid())); err != nil {
+	if err := ip(fmt.Sprintf("link add %[1]s type veth peer name eth0 address %[3]s netns %[2]d\nlink set %[1]s master br0\nlink set %[1]s up\n", n.name, n.pid(), n.mac)); err != nil {
 		return err
 	}
 	return run(strings.NewReader(fmt.Sprintf("link set lo up\nlink set eth0 up\naddr add %s/24 dev eth0\naddr add %s/64 dev eth0 nodad\nroute add default via %s\nroute add default via %s\n",
