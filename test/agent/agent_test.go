@@ -67,15 +67,24 @@ type rig struct {
 	api   *standin.Server
 	log   *program.Log
 	agent *exec.Cmd
+	// overlay is how packets get to other nodes.
+	overlay string
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	netns.NeedCommand(t, "nft")
-	netns.Batch(t, "", "link add eth0 type veth peer name other\naddr add 192.0.2.1/24 dev eth0\nlink set eth0 up\nlink set other up\nroute add default via 192.0.2.254\n")
-	r := &rig{T: t, dir: t.TempDir(), api: standin.New(t), log: &program.Log{}}
+	r := newNode(t, "link add eth0 type veth peer name other\naddr add 192.0.2.1/24 dev eth0\nlink set eth0 up\nlink set other up\nroute add default via 192.0.2.254\n")
 	r.api.Load([]byte(nodeObjects))
 	r.api.Load([]byte(service))
+	return r
+}
+
+// newNode is one of a cluster that has no objects yet. links are commands of ip(8).
+func newNode(t *testing.T, links string) *rig {
+	t.Helper()
+	netns.NeedCommand(t, "nft")
+	netns.Batch(t, "", links)
+	r := &rig{T: t, dir: t.TempDir(), api: standin.New(t), log: &program.Log{}, overlay: "direct"}
 	if err := os.MkdirAll(filepath.Join(r.dir, "kubelet/pods"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -96,14 +105,14 @@ hosts:
   kubelet-dir: %[1]s/kubelet
   node-hosts: %[1]s/hosts
 routes:
-  overlay: direct
+  overlay: %[5]s
   mtu: %[2]d
   conf-dir: %[1]s/net.d
   data-dir: %[1]s/data
 cni:
   plugin: %[3]s
   bin-dir: %[1]s/bin
-%[4]s`, r.dir, mtu, os.Getenv(program.Plugin), more)
+%[4]s`, r.dir, mtu, os.Getenv(program.Plugin), more, r.overlay)
 	// By another file that is put in its place, as the kubelet does it.
 	unfinished := filepath.Join(r.dir, "agent.new")
 	if err := errors.Join(os.WriteFile(unfinished, []byte(text), 0o644), os.Rename(unfinished, filepath.Join(r.dir, "agent.yaml"))); err != nil {
