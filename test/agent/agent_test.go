@@ -67,24 +67,22 @@ type rig struct {
 	api   *standin.Server
 	log   *program.Log
 	agent *exec.Cmd
-	// overlay is how packets get to other nodes.
-	overlay string
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := newNode(t, "link add eth0 type veth peer name other\naddr add 192.0.2.1/24 dev eth0\nlink set eth0 up\nlink set other up\nroute add default via 192.0.2.254\n")
+	r := newNode(t, "addr add 192.0.2.1/24 dev eth0\nroute add default via 192.0.2.254\n")
 	r.api.Load([]byte(nodeObjects))
 	r.api.Load([]byte(service))
 	return r
 }
 
-// newNode is one of a cluster that has no objects yet. links are commands of ip(8).
-func newNode(t *testing.T, links string) *rig {
+// newNode is one of a cluster that has no objects yet. network are commands of ip(8).
+func newNode(t *testing.T, network string) *rig {
 	t.Helper()
 	netns.NeedCommand(t, "nft")
-	netns.Batch(t, "", links)
-	r := &rig{T: t, dir: t.TempDir(), api: standin.New(t), log: &program.Log{}, overlay: "direct"}
+	netns.Batch(t, "", "link add eth0 type veth peer name other\nlink set eth0 up\nlink set other up\n"+network)
+	r := &rig{T: t, dir: t.TempDir(), api: standin.New(t), log: &program.Log{}}
 	if err := os.MkdirAll(filepath.Join(r.dir, "kubelet/pods"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -105,14 +103,14 @@ hosts:
   kubelet-dir: %[1]s/kubelet
   node-hosts: %[1]s/hosts
 routes:
-  overlay: %[5]s
+  overlay: direct
   mtu: %[2]d
   conf-dir: %[1]s/net.d
   data-dir: %[1]s/data
 cni:
   plugin: %[3]s
   bin-dir: %[1]s/bin
-%[4]s`, r.dir, mtu, os.Getenv(program.Plugin), more, r.overlay)
+%[4]s`, r.dir, mtu, os.Getenv(program.Plugin), more)
 	// By another file that is put in its place, as the kubelet does it.
 	unfinished := filepath.Join(r.dir, "agent.new")
 	if err := errors.Join(os.WriteFile(unfinished, []byte(text), 0o644), os.Rename(unfinished, filepath.Join(r.dir, "agent.yaml"))); err != nil {

@@ -43,11 +43,17 @@ func TestOneFamily(t *testing.T) {
 				}
 				netns.Tmpfs(t, "/proc/sys/net/ipv6", nil) // a kernel that was started with ipv6.disable=1 has none
 			}
-			r := newNode(t, "link add eth0 type veth peer name other\nlink set eth0 up\nlink set other up\n"+c.network)
+			r := newNode(t, c.network)
 			r.api.Load([]byte(c.objects(nodeObjects)))
 			r.api.Load([]byte(c.objects(service)))
-			r.overlay = c.overlay
 			r.configure(0, "") // the default route, of either family, has the MTU
+			text, err := os.ReadFile(r.dir + "/agent.yaml")
+			if err == nil {
+				err = os.WriteFile(r.dir+"/agent.yaml", []byte(strings.Replace(string(text), "overlay: direct", "overlay: "+c.overlay, 1)), 0o644)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
 			r.start()
 			r.allReady()
 			if _, counts, text, _ := r.status(); counts["endpoints"] != 1 || counts["ranges of pods of other nodes"] != 1 {
