@@ -72,7 +72,8 @@ func TestAgentFiles(t *testing.T) {
 }
 
 // follows holds that what is unmounted on the node is unmounted in the agent, where there may be mounts: the kubelet mounts pods' volumes below
-// its directory, and a device whose file system is mounted somewhere still is in use, whatever the kubelet says.
+// its directory, and a device whose file system is mounted somewhere still is in use. The kernel takes such mounts away where their directory is
+// removed, which is after drivers without a stage have detached the device.
 func follows(t *testing.T, overlay string, pod corev1.PodSpec) {
 	t.Helper()
 	followed := 0
