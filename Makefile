@@ -7,7 +7,7 @@ BIN      ?= bin
 ARCHES   ?= amd64 arm64
 IMAGE    ?= ropewalk:$(or $(VERSION),latest)
 export CGO_ENABLED = 0
-BINARIES = ROPEWALK_TEST_COREDNS=$(CURDIR)/bin/coredns ROPEWALK_TEST_ROPEWALK=$(CURDIR)/bin/ropewalk ROPEWALK_TEST_CNI=$(CURDIR)/bin/ropewalk-cni
+BINARIES = ROPEWALK_TEST_COREDNS=$(CURDIR)/bin/coredns ROPEWALK_TEST_ROPEWALK=$(CURDIR)/bin/ropewalk ROPEWALK_TEST_CNI=$(CURDIR)/bin/ropewalk-cni ROPEWALK_TEST_STOCK=$(CURDIR)/bin/stock
 
 .PHONY: help
 help: ## print this help
@@ -47,7 +47,7 @@ lab-down: ## end the lab, and take away all of it
 	@$(LAB) down
 
 .PHONY: test
-test: tools build ## run all tests
+test: tools build stock-cni stock-flannel ## run all tests
 	$(BINARIES) $(GO) test ./...
 	cd test/e2e && $(BINARIES) $(GO) test -count=1 -ldflags='-s -w' ./... # uncached: the programs are outside of that module
 

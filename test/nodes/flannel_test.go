@@ -1,6 +1,8 @@
 package nodes
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +22,7 @@ import (
 	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
@@ -57,20 +61,15 @@ func (f *flannel) add(i int) *Node {
 	f.t.Helper()
 	n := f.cluster.Add(i, false)
 	f.loopback(n)
-	f.annotate(n, "node.alpha.kubernetes.io/ttl", "0") // there is always one: flanneld cannot be without any
-	return n
-}
-
-// annotate puts the node's object, with annotations, where flannel reads it.
-func (f *flannel) annotate(n *Node, annotations ...string) {
-	object := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Annotations: map[string]string{}}, Spec: corev1.NodeSpec{PodCIDR: n.CIDRs[0], PodCIDRs: n.CIDRs}}
-	for i := 0; i < len(annotations); i += 2 {
-		object.Annotations[annotations[i]] = annotations[i+1]
+	object := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, Annotations: map[string]string{"node.alpha.kubernetes.io/ttl": "0"}}, // flanneld cannot be without any
+		Spec:       corev1.NodeSpec{PodCIDR: n.CIDRs[0], PodCIDRs: n.CIDRs},
 	}
 	for _, a := range n.Addrs {
 		object.Status.Addresses = append(object.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 	}
 	f.api.Apply(object)
+	return n
 }
 
 // loopback has the API server answer on the node's loopback, too, until the test ends.
@@ -222,9 +221,7 @@ func TestFromFlannelDirect(t *testing.T) {
 			t.Errorf("without annotations: %v", err)
 		}
 	}
-	const of = "flannel.alpha.coreos.com/"
-	f.annotate(n3, of+"kube-subnet-manager", "true", of+"backend-type", "host-gw", of+"backend-data", "null", of+"public-ip", n3.Addr("0.0.0.0"),
-		of+"backend-v6-data", "null", of+"public-ipv6", n3.Addr("::"))
+	f.annotate(n3, documented(t, "kubectl annotate node worker-1 flannel", "10.0.0.11", n3.Addr("0.0.0.0"), "fd00:10::11", n3.Addr("::")))
 	f.see(stay, moved, fresh)
 
 	n1 = f.reboot(n1, 1, stay)
@@ -277,51 +274,69 @@ func TestFromFlannelTunnels(t *testing.T) {
 	}
 
 	// Flannel's tunnels get the addresses by which those that have moved know them, and are told those of ours.
-	netns.Batch(t, n1.Name, "link set dev flannel.1 address "+f.known(n2, n1)+"\n")
+	const known, own = "0a:b3:7b:07:b5:58", "0a:b3:7e:07:b5:58" // in the document
+	neigh := netns.Run(t, "ip", "netns", "exec", n2.Name, "sh", "-c", documented(t, "ip neigh"))
+	line := regexp.MustCompile(`(?m)^` + strings.TrimSuffix(n1.CIDRs[0], "/24") + ` lladdr (\S+)`).FindStringSubmatch(neigh)
+	if line == nil {
+		t.Fatal(neigh)
+	}
+	netns.Run(t, "ip", "netns", "exec", n1.Name, "sh", "-c", documented(t, "ip link set", known, line[1]))
+	netns.Run(t, "ip", "netns", "exec", n1.Name, "sh", "-c", documented(t, "sysctl"))
 	f.running[n1]()
 	f.start(n1)
 	for _, n := range []*Node{n2, n3} {
-		f.patch(n, fmt.Sprintf(`{"metadata": {"annotations": {"flannel.alpha.coreos.com/backend-data": %q}}}`, `{"VNI":1,"VtepMAC":"`+f.known(n, n)+`"}`))
+		f.annotate(n, documented(t, "kubectl annotate node worker-1 --overwrite", own, n.address()))
 	}
-	netns.In(t, n1.Name, func() { f.cluster.sysctl("ipv4/conf/eth0/rp_filter", "2") }) // what pods send to the node itself comes without a tunnel
 	see(t, mixed...)
 	f.see(stay, moved, other)
 }
 
-// known returns the hardware address by which a node's tunnel knows another's, or its own.
-func (f *flannel) known(n, other *Node) (mac string) {
-	f.t.Helper()
-	netns.In(f.t, n.Name, func() {
+// address returns the hardware address of the node's tunnel.
+func (n *Node) address() (mac string) {
+	n.T.Helper()
+	netns.In(n.T, n.Name, func() {
 		link, err := netlink.LinkByName(Device)
 		if err != nil {
-			f.t.Error(err)
+			n.T.Error(err)
 			return
 		}
-		if n == other {
-			mac = link.Attrs().HardwareAddr.String()
-			return
-		}
-		all, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_V4)
-		if err != nil {
-			f.t.Error(err)
-		}
-		for _, neigh := range all {
-			if strings.HasPrefix(other.CIDRs[0], neigh.IP.String()+"/") {
-				mac = neigh.HardwareAddr.String()
-			}
-		}
+		mac = link.Attrs().HardwareAddr.String()
 	})
 	return mac
 }
 
-// patch changes the node's object at the API server.
-func (f *flannel) patch(n *Node, patch string) {
+// documented returns the command of docs/migrate.md that begins so, with values of the cluster in the place of the document's.
+func documented(t *testing.T, begin string, instead ...string) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/migrate.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^    (` + regexp.QuoteMeta(begin) + `.*)$`).FindStringSubmatch(string(text))
+	if line == nil {
+		t.Fatalf("no command %s", begin)
+	}
+	return strings.NewReplacer(instead...).Replace(line[1])
+}
+
+// annotate does to the node's object what a command of kubectl's says.
+func (f *flannel) annotate(n *Node, command string) {
 	f.t.Helper()
-	req, err := http.NewRequest(http.MethodPatch, f.api.URL()+"/api/v1/nodes/"+n.Object, strings.NewReader(patch))
+	annotations := map[string]string{}
+	for _, word := range strings.Fields(command) {
+		if name, value, ok := strings.Cut(word, "="); ok {
+			annotations[name] = strings.Trim(value, "'")
+		}
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": annotations}})
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	req.Header.Set("Content-Type", "application/strategic-merge-patch+json")
+	req, err := http.NewRequest(http.MethodPatch, f.api.URL()+"/api/v1/nodes/"+n.Object, bytes.NewReader(patch))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", string(types.StrategicMergePatchType))
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		f.t.Fatal(err)

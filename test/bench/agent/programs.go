@@ -51,7 +51,7 @@ var ropewalkAgent = program{
 	},
 }
 
-// kubeProxy is upstream's, in the mode that writes the fewest rules, with its defaults but that it leaves the sysctls of conntrack alone.
+// kubeProxy is upstream's, in its nftables mode, with its defaults but that it leaves the sysctls of conntrack alone.
 var kubeProxy = program{
 	name: "kube-proxy",
 	command: func(_, kubeconfig string) (*exec.Cmd, error) {
