@@ -50,10 +50,16 @@ func newFlannel(t *testing.T, families, backend string, flags ...string) *flanne
 	netns.NeedCommand(t, "iptables-nft-save")
 	f.cluster = New(t, Spec{Ropewalk: os.Getenv("ROPEWALK_TEST_ROPEWALK"), Plugin: os.Getenv("ROPEWALK_TEST_CNI"), Dir: t.TempDir(), Addrs: families, Pods: families, Flags: flags})
 	f.config = filepath.Join(f.cluster.Dir, "net-conf.json")
-	if err := os.WriteFile(f.config, fmt.Appendf(nil, `{"Network": "10.244.0.0/16", "EnableIPv6": %t, "IPv6Network": "fd00:244::/48", "Backend": {"Type": %q}}`, families == "46", backend), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	f.configure(backend)
 	return f
+}
+
+// configure has flannel have a backend from its next start on.
+func (f *flannel) configure(backend string) {
+	f.t.Helper()
+	if err := os.WriteFile(f.config, fmt.Appendf(nil, `{"Network": "10.244.0.0/16", "EnableIPv6": %t, "IPv6Network": "fd00:244::/48", "Backend": %s}`, f.cluster.Pods == "46", backend), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
 }
 
 // add makes the i-th node, known to both.
@@ -185,19 +191,45 @@ func (f *flannel) reboot(n *Node, i int, pods ...*Pod) *Node {
 	return n
 }
 
-// TestFromFlannelDirect holds that pods of nodes with flannel's host-gw and of nodes with ours reach each other while a cluster moves, node
+// TestFromFlannelDirect holds that pods of nodes with flannel's routes and of nodes with ours reach each other while a cluster moves, node
 // by node, and back.
 func TestFromFlannelDirect(t *testing.T) {
-	t.Parallel()
-	if !netns.Enter(t) {
-		return
+	for _, backend := range []string{"host-gw", "vxlan"} {
+		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
+			if netns.Enter(t) {
+				testFromFlannelDirect(t, backend)
+			}
+		})
 	}
-	f := newFlannel(t, "46", "host-gw", "--overlay", "direct")
+}
+
+func testFromFlannelDirect(t *testing.T, backend string) {
+	f := newFlannel(t, "46", fmt.Sprintf(`{"Type": %q}`, backend), "--overlay", "direct")
 	n1, n2 := f.add(1), f.add(2)
 	f.start(n1)
 	f.start(n2)
 	stay, goes := serving(n1, "a"), serving(n2, "a")
 	f.see(stay, goes)
+	if backend == "vxlan" { // it gets routes without tunnels, by a new start
+		f.configure(`{"Type": "vxlan", "DirectRouting": true}`)
+		for _, n := range []*Node{n1, n2} {
+			f.running[n]()
+			f.start(n)
+		}
+		for i, n := range []*Node{n1, n2} {
+			Soon(t, func() error {
+				routes := netns.Run(t, "ip", "-n", n.Name, "route") + netns.Run(t, "ip", "-n", n.Name, "-6", "route")
+				for _, a := range []*Node{n2, n1}[i].Addrs {
+					if !strings.Contains(routes, " via "+a+" dev eth0") {
+						return errors.New(routes)
+					}
+				}
+				return nil
+			})
+		}
+		f.see(stay, goes)
+	}
 
 	n2 = f.reboot(n2, 2, goes)
 	n2.Start()
@@ -210,29 +242,35 @@ func TestFromFlannelDirect(t *testing.T) {
 	f.start(n1)
 	f.see(stay, moved, serving(n1, "b"))
 
-	// A node that has never had flannel is known to those that have, if it is made known by flannel's annotations.
-	n3 := f.add(3)
-	n3.Start()
-	n3.Ready()
-	fresh := serving(n3, "a")
-	f.see(moved, fresh)
-	for _, a := range stay.Addrs {
-		if err := (probe{from: fresh.Name, to: net.JoinHostPort(a, "80"), want: "timeout", only: "udp"}).run(t, time.Second); err != nil {
-			t.Errorf("without annotations: %v", err)
-		}
+	if backend == "host-gw" {
+		f.newcomer(stay, moved)
 	}
-	f.annotate(n3, documented(t, "kubectl annotate node worker-1 flannel", "10.0.0.11", n3.Addr("0.0.0.0"), "fd00:10::11", n3.Addr("::")))
-	f.see(stay, moved, fresh)
 
 	n1 = f.reboot(n1, 1, stay)
 	n1.Start()
 	n1.Ready()
 	stay = serving(n1, "c")
-	f.see(stay, moved, fresh)
+	f.see(stay, moved)
 
 	n2 = f.reboot(n2, 2, moved)
 	f.start(n2)
-	f.see(stay, fresh, serving(n2, "c"))
+	f.see(stay, serving(n2, "c"))
+}
+
+// newcomer holds that a node that has never had flannel is known to those that have, if it is made known by flannel's annotations.
+func (f *flannel) newcomer(stay, moved *Pod) {
+	n := f.add(3)
+	n.Start()
+	n.Ready()
+	fresh := serving(n, "a")
+	f.see(moved, fresh)
+	for _, a := range stay.Addrs {
+		if err := (probe{from: fresh.Name, to: net.JoinHostPort(a, "80"), want: "timeout", only: "udp"}).run(f.t, 500*time.Millisecond); err != nil {
+			f.t.Errorf("without annotations: %v", err)
+		}
+	}
+	f.annotate(n, documented(f.t, "kubectl annotate node worker-1 flannel", "10.0.0.11", n.Addr("0.0.0.0"), "fd00:10::11", n.Addr("::")))
+	f.see(stay, moved, fresh)
 }
 
 // TestFromFlannelTunnels holds what docs/migrate.md says of tunnels: flannel's and ours do not understand each other by themselves, and for
@@ -242,7 +280,7 @@ func TestFromFlannelTunnels(t *testing.T) {
 	if !netns.Enter(t) {
 		return
 	}
-	f := newFlannel(t, "4", "vxlan", "--overlay", "vxlan", "--vxlan-id", "1")
+	f := newFlannel(t, "4", `{"Type": "vxlan"}`, "--overlay", "vxlan", "--vxlan-id", "1")
 	n1, n2, n3 := f.add(1), f.add(2), f.add(3)
 	for _, n := range []*Node{n1, n2, n3} {
 		f.start(n)
