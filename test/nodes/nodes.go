@@ -243,25 +243,31 @@ func (n *Node) Start() {
 	n.agent = exec.Command(n.Ropewalk, append([]string{"routes", "--node-name", n.Object, "--manifests", n.manifests(),
 		"--conf-dir", n.dir("net.d"), "--data-dir", n.dir("data")}, n.Flags...)...)
 	n.agent.Stderr = n.log
-	n.agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	n.ended = n.run(n.agent)
+	n.T.Cleanup(func() { n.Stop(syscall.SIGKILL) })
+}
+
+// run starts a program on the node, which goes with the test, and returns what is closed when it has ended.
+func (n *Node) run(cmd *exec.Cmd) (ended chan struct{}) {
+	n.T.Helper()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started, ended := make(chan error), make(chan struct{})
 	go func() { // it stays until the program has ended: the signal comes when the thread ends that has started it
 		defer close(ended)
 		runtime.LockOSThread()
 		err := enter(n.Name)
 		if err == nil {
-			err = n.agent.Start()
+			err = cmd.Start()
 		}
 		started <- err
 		if err == nil {
-			_ = n.agent.Wait()
+			_ = cmd.Wait()
 		}
 	}()
 	if err := <-started; err != nil {
 		n.T.Fatal(err)
 	}
-	n.ended = ended
-	n.T.Cleanup(func() { n.Stop(syscall.SIGKILL) })
+	return ended
 }
 
 // enter has the calling thread, which must be locked, be in a namespace.

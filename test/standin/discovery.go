@@ -67,7 +67,7 @@ func resourceList(path string) any {
 		list.GroupVersion = gv.String()
 		list.APIResources = append(list.APIResources, metav1.APIResource{
 			Name: r.plural, Namespaced: r.namespaced, Kind: r.Kind,
-			Verbs: metav1.Verbs{"create", "delete", "get", "list", "update", "watch"},
+			Verbs: metav1.Verbs{"create", "delete", "get", "list", "patch", "update", "watch"},
 		})
 	}
 	if list.APIResources == nil {

@@ -1,6 +1,7 @@
 package standin
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
 )
 
 // target is what the path of a request names.
@@ -99,6 +102,9 @@ func (s *Server) act(rw http.ResponseWriter, req *http.Request, w wire, verb str
 	case "update":
 		o, err := s.update(req, t)
 		return one(rw, w, http.StatusOK, o, err)
+	case "patch":
+		o, err := s.patch(req, t)
+		return one(rw, w, http.StatusOK, o, err)
 	case "delete":
 		o, err := s.history.delete(t.resource, t.key())
 		return one(rw, w, http.StatusOK, o, err)
@@ -118,6 +124,8 @@ func verbOf(method string, t target, query url.Values) string {
 		return "create"
 	case method == http.MethodPut && t.name != "":
 		return "update"
+	case method == http.MethodPatch && t.name != "":
+		return "patch"
 	case method == http.MethodDelete && t.name != "":
 		return "delete"
 	}
@@ -166,6 +174,49 @@ func (s *Server) update(req *http.Request, t target) (*object, error) {
 		return nil, apierrors.NewBadRequest("the name of the object does not match the name on the URL")
 	}
 	return s.history.update(o, t.subresource == "status")
+}
+
+// patch takes strategic merge patches of the built-in kinds. As in the real server, one that another write overtakes is tried again.
+func (s *Server) patch(req *http.Request, t target) (*object, error) {
+	if t.resource.custom || req.Header.Get("Content-Type") != string(types.StrategicMergePatchType) {
+		return nil, apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", t.resource.groupResource(), t.name, "not a strategic merge patch of a built-in kind", 0, false)
+	}
+	raw, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, apierrors.NewBadRequest(err.Error())
+	}
+	for {
+		old, err := s.history.get(t.resource, t.key())
+		if err != nil {
+			return nil, err
+		}
+		o, err := patched(old, raw)
+		if err != nil {
+			return nil, apierrors.NewBadRequest(err.Error())
+		}
+		if o, err = s.history.update(o, t.subresource == "status"); !apierrors.IsConflict(err) {
+			return o, err
+		}
+	}
+}
+
+// patched returns what a strategic merge patch makes of an object.
+func patched(old *object, patch []byte) (*object, error) {
+	blank, err := scheme.New(old.resource.GroupVersionKind)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := json.Marshal(old.value)
+	if err != nil {
+		return nil, err
+	}
+	if raw, err = strategicpatch.StrategicMergePatch(raw, patch, blank); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(raw, blank); err != nil {
+		return nil, err
+	}
+	return newObject(blank)
 }
 
 // read takes the object of a request's body.

@@ -1,9 +1,9 @@
 // Package standin is a Kubernetes API server for tests: an HTTP server on the loopback that lists and watches the kinds
 // that Ropewalk and CoreDNS read, as a real one does, and breaks in the ways a real one breaks, when a test asks it to.
 //
-// It keeps objects in memory and in one version each, and it takes creates, updates and deletes over HTTP too, so that
-// test/standin/contract can hold it to what a real kube-apiserver does. It is not an API server beyond that: nothing is
-// validated, nobody is authenticated, no controller runs, nothing is patched, and there are no tables for kubectl.
+// It keeps objects in memory and in one version each, and it takes creates, updates, strategic merge patches and deletes
+// over HTTP too, so that test/standin/contract can hold it to what a real kube-apiserver does. It is not an API server
+// beyond that: nothing is validated, nobody is authenticated, no controller runs, and there are no tables for kubectl.
 //
 // A server holds 50,000 Services and as many EndpointSlices with ease: an object is encoded once for each content type
 // that somebody asks for, and a change costs what its watchers cost.
@@ -52,7 +52,7 @@ type Server struct {
 
 // Request is one that the server got.
 type Request struct {
-	// Verb is what the request does, as an audit log of Kubernetes has it: get, list, watch, create, update, delete.
+	// Verb is what the request does, as an audit log of Kubernetes has it: get, list, watch, create, update, patch, delete.
 	Verb string
 	// Kind is the kind of object it is about, empty for discovery, health and what is not served.
 	Kind string

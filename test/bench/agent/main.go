@@ -1,27 +1,19 @@
-// Command agent measures what `ropewalk agent`, with all of its parts, costs a node of a large cluster that does nothing but go on: its
-// memory and its CPU time, while nodes tell that they are alive. test/standin plays the API server.
+// Command agent measures what `ropewalk agent`, with all of its parts, costs a node of a large cluster that does nothing but go on, and
+// what the programs cost that it takes the place of: memory, and CPU time, while nodes tell that they are alive. Each runs alone, one
+// after the other, on a node that is a fresh network namespace, in front of test/standin.
 package main
 
 import (
-	"context"
 	"flag"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/ropewalk-net/ropewalk/test/bench/box"
 	"github.com/ropewalk-net/ropewalk/test/bench/report"
@@ -29,8 +21,9 @@ import (
 )
 
 var (
-	program  = flag.String("ropewalk", "bin/ropewalk", "the ropewalk to measure")
+	ropewalk = flag.String("ropewalk", "bin/ropewalk", "the ropewalk to measure")
 	plugin   = flag.String("plugin", "bin/ropewalk-cni", "the CNI plugin that it installs")
+	stock    = flag.String("stock", "bin/stock", "where kube-proxy and flanneld are")
 	nodes    = flag.Int("nodes", 1000, "nodes of the cluster")
 	services = flag.Int("services", 10_000, "services of the cluster, with two endpoints each")
 	pods     = flag.Int("pods", 110, "pods of the node")
@@ -38,60 +31,36 @@ var (
 	doc      = flag.String("write", "", "a document to write the table into")
 )
 
-const patience = 10 * time.Minute
+// patience is how long a program may take to do its work, and calm how long after that it is left alone before it is at rest.
+const (
+	patience = 2 * time.Minute
+	calm     = 10 * time.Second
+)
 
 func main() { box.Run("bench-agent", "", all) }
 
 func all(dir string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	// The collector of this process must not run beside what is measured.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(8 << 30)
-	if err := network(); err != nil {
-		return err
+	programs := []program{ropewalkAgent, kubeProxy, flanneld("flanneld", true), flanneld("flanneld, iptables", false)}
+	results := make([]result, len(programs))
+	for i, p := range programs {
+		scratch := filepath.Join(dir, fmt.Sprint(i))
+		if err := os.Mkdir(scratch, 0o755); err != nil {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, p.name)
+		if err := box.Fresh(func() (err error) {
+			results[i], err = p.measure(scratch)
+			return err
+		}); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		debug.FreeOSMemory()
 	}
-	api := standin.New(nil)
-	defer api.Close()
-	fill(api)
-	cmd, err := start(ctx, dir, api.Kubeconfig(dir))
-	if err != nil {
-		return err
-	}
-	begun := time.Now()
-	if err := ready(ctx); err != nil {
-		log, _ := os.ReadFile(filepath.Join(dir, "agent.log"))
-		return fmt.Errorf("%w\n%s", err, log)
-	}
-	took := time.Since(begun)
-	starting, err := box.CPU(cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	time.Sleep(10 * time.Second) // what it does once it is ready
-	before, err := box.CPU(cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	wall := time.Now()
-	beat(api, *idle)
-	share := time.Since(wall)
-	after, err := box.CPU(cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	resident, peak, err := box.Memory(cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	text := report.Stamp(report.Command("make bench-agent"), time.Now()) + fmt.Sprintf("\n%d nodes, %d services with two endpoints each, %d pods on the node.\n\n", *nodes, *services, *pods) +
-		report.Table([]string{"ropewalk agent", "", "budget"}, [][]string{
-			{"start until all parts are ready", fmt.Sprintf("%.2f s", took.Seconds()), ""},
-			{"CPU time of that", fmt.Sprintf("%.2f s", starting.Seconds()), ""},
-			{"resident, at rest", fmt.Sprintf("%.0f MB", float64(resident)/1e6), "150 MB"},
-			{"resident, at most until then", fmt.Sprintf("%.0f MB", float64(peak)/1e6), ""},
-			{"CPU at rest, of a core", fmt.Sprintf("%.2f %%", 100*float64(after-before)/float64(share)), "1 %"},
-		})
+	text := report.Stamp(report.Command("make bench-agent"), time.Now()) + fmt.Sprintf("\n%d nodes, %d services with two endpoints each, %d pods on the node; at rest for %s.\n\n", *nodes, *services, *pods, *idle) +
+		table(programs, results)
 	fmt.Println(text)
 	if *doc == "" {
 		return nil
@@ -99,123 +68,142 @@ func all(dir string) error {
 	return report.Save(*doc, "bench-agent", text)
 }
 
+// result is what a program costs, with the processes that it starts.
+type result struct {
+	start, starting time.Duration // until all is in the kernel, and the CPU time of that
+	resident, peak  int64         // bytes
+	share           float64       // of a core, at rest
+}
+
+// measure runs a program in the namespace of the calling thread.
+func (p program) measure(dir string) (r result, err error) {
+	if err := network(); err != nil {
+		return r, err
+	}
+	api := standin.New(nil)
+	defer api.Close()
+	fill(api)
+	cmd, err := p.command(dir, api.Kubeconfig(dir))
+	if err != nil {
+		return r, err
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		return r, err
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	begun := time.Now()
+	if err := cmd.Start(); err != nil {
+		return r, err
+	}
+	peak, ended := sample(cmd.Process.Pid), make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // how it ends is of no interest: it is killed, or missed
+		close(ended)
+	}()
+	defer func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		r.peak = max(r.peak, peak())
+	}()
+	if r.start, err = p.done(begun, ended); err != nil {
+		text, _ := os.ReadFile(log.Name())
+		return r, fmt.Errorf("%w\n%s", err, text[max(0, len(text)-4000):])
+	}
+	pid := cmd.Process.Pid
+	if r.starting, err = box.AllCPU(pid); err != nil {
+		return r, err
+	}
+	time.Sleep(calm)
+	before, err := box.AllCPU(pid)
+	if err != nil {
+		return r, err
+	}
+	wall := time.Now()
+	beat(api, *idle)
+	took := time.Since(wall)
+	after, err := box.AllCPU(pid)
+	if err != nil {
+		return r, err
+	}
+	r.share = float64(after-before) / float64(took)
+	r.resident, r.peak, err = box.Memory(pid)
+	return r, err
+}
+
 // network has an address that other nodes are neighbours of.
 func network() error {
 	cmd := exec.Command("ip", "-batch", "-")
-	cmd.Stdin = strings.NewReader("link add eth0 type veth peer name other\naddr add 172.16.0.1/12 dev eth0\nlink set eth0 up\nlink set other up\nroute add default via 172.16.0.254\n")
+	cmd.Stdin = strings.NewReader("link add eth0 type veth peer name other\naddr add 172.16.0.1/12 dev eth0\naddr add 2001:db8::1/64 dev eth0 nodad\nlink set eth0 up\nlink set other up\n" +
+		"route add default via 172.16.0.254\nroute add default via 2001:db8::fffe\n")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("ip: %w: %s", err, out)
 	}
 	return nil
 }
 
-func start(ctx context.Context, dir, kubeconfig string) (*exec.Cmd, error) {
-	installed, err := filepath.Abs(*plugin)
-	if err != nil {
-		return nil, err
-	}
-	config := fmt.Sprintf("apiVersion: ropewalk.dev/v1alpha1\nkind: AgentConfiguration\nhosts: {kubelet-dir: %[1]s/kubelet}\n"+
-		"routes: {conf-dir: %[1]s/net.d, data-dir: %[1]s/data}\ncni: {plugin: %[2]s, bin-dir: %[1]s/bin}\n", dir, installed)
-	file := filepath.Join(dir, "agent.yaml")
-	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
-		return nil, err
-	}
-	for i := range *pods { // what the kubelet makes
-		pod := filepath.Join(dir, "kubelet/pods", uid(i))
-		if err := os.MkdirAll(pod, 0o755); err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(filepath.Join(pod, "etc-hosts"), nil, 0o644); err != nil {
-			return nil, err
-		}
-	}
-	log, err := os.Create(filepath.Join(dir, "agent.log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	cmd := exec.CommandContext(ctx, *program, "agent", "--node-name", nodeName(0), "--kubeconfig", kubeconfig, "--config", file)
-	cmd.Stderr = log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	return cmd, cmd.Start()
-}
-
-// ready waits until all parts are.
-func ready(ctx context.Context) error {
+// done returns how long the program took until nothing was missing, to the last look before.
+func (p program) done(begun time.Time, ended <-chan struct{}) (time.Duration, error) {
 	for {
-		resp, err := http.Get("http://127.0.0.1:9150/readyz")
+		looked := time.Now()
+		err := p.missing()
 		if err == nil {
-			body, _ := io.ReadAll(resp.Body)
-			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return nil
+			return looked.Sub(begun), nil
+		}
+		select {
+		case <-ended:
+			return 0, fmt.Errorf("it has ended: %w", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Since(begun) > patience {
+			return 0, err
+		}
+	}
+}
+
+// sample looks at the memory of a process and its children until the process has ended or peak, which returns the most that they had
+// together, is called.
+func sample(pid int) (peak func() int64) {
+	var most int64
+	var looking sync.WaitGroup
+	enough := make(chan struct{})
+	looking.Go(func() {
+		for t := time.NewTicker(20 * time.Millisecond); ; {
+			select {
+			case <-enough:
+				t.Stop()
+				return
+			case <-t.C:
 			}
-			err = fmt.Errorf("%s", body)
+			if sum, err := box.AllResident(pid); err == nil {
+				most = max(most, sum)
+			}
 		}
-		if ctx.Err() != nil {
-			return err
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
-func nodeName(i int) string { return fmt.Sprintf("node-%d", i) }
-func uid(i int) string      { return fmt.Sprintf("1b2c3d4e-0000-4000-8000-%012d", i) }
-
-// fill gives the API server the cluster.
-func fill(api *standin.Server) {
-	api.Apply(&networkingv1.ServiceCIDR{
-		ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/12"}},
-		Status: networkingv1.ServiceCIDRStatus{Conditions: []metav1.Condition{{Type: "Ready", Status: "True"}}},
 	})
-	for i := range *nodes {
-		api.Apply(node(i, 0))
-	}
-	for i := range *services {
-		name := fmt.Sprintf("backend-%d", i)
-		meta := func(name string) metav1.ObjectMeta {
-			return metav1.ObjectMeta{Namespace: fmt.Sprintf("team-%d", i%100), Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: fmt.Sprintf("backend-%d", i)}}
-		}
-		ip := fmt.Sprintf("10.%d.%d.%d", 96+i>>16, i>>8&255, i&255)
-		s := &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{ClusterIP: ip, ClusterIPs: []string{ip}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol},
-			Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromInt32(8080)}}}}
-		slice := &discoveryv1.EndpointSlice{ObjectMeta: meta(name + "-x7k2p"), AddressType: discoveryv1.AddressTypeIPv4,
-			Ports: []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(8080)), Protocol: new(corev1.ProtocolTCP)}}}
-		for j := range 2 {
-			at := (i + j) % *nodes
-			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-				Addresses: []string{fmt.Sprintf("10.%d.%d.%d", 128+at>>8, at&255, 2 + i / *nodes)}, Conditions: discoveryv1.EndpointConditions{Ready: new(true)}, NodeName: new(nodeName(at))})
-		}
-		api.Apply(s, slice)
-	}
-	for i := range *pods {
-		ip := fmt.Sprintf("10.128.0.%d", 2+i)
-		api.Apply(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "team-0", Name: fmt.Sprintf("pod-%d", i), UID: types.UID(uid(i))}, Spec: corev1.PodSpec{NodeName: nodeName(0)},
-			Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}}})
+	return func() int64 {
+		close(enough)
+		looking.Wait()
+		return most
 	}
 }
 
-// node is one that has told for the n-th time that it is alive.
-func node(i, n int) *corev1.Node {
-	addr := "172.16.0.1"
-	if i > 0 {
-		addr = fmt.Sprintf("172.17.%d.%d", i>>8, i&255)
+// table compares ours with the two that it takes the place of, in the mode of nftables both, and has the last program for itself.
+func table(programs []program, results []result) string {
+	head := []string{"", programs[0].name, programs[1].name, programs[2].name, "the two together", "ratio", "budget", programs[3].name}
+	row := func(name, budget, format string, of func(result) float64, together func(a, b float64) float64) []string {
+		cell := func(i int) string { return fmt.Sprintf(format, of(results[i])) }
+		both := together(of(results[1]), of(results[2]))
+		return []string{name, cell(0), cell(1), cell(2), fmt.Sprintf(format, both), fmt.Sprintf("%.2f", of(results[0])/both), budget, cell(3)}
 	}
-	cidrs := []string{fmt.Sprintf("10.%d.%d.0/24", 128+i>>8, i&255), fmt.Sprintf("fd00:244:%x::/64", i)}
-	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: nodeName(i)}, Spec: corev1.NodeSpec{PodCIDR: cidrs[0], PodCIDRs: cidrs},
-		Status: corev1.NodeStatus{
-			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: addr}},
-			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.NewTime(time.Unix(int64(1_700_000_000+n), 0))}},
-		},
-	}
-}
-
-// beat has each node write its status every five minutes, as the kubelet does, for a time.
-func beat(api *standin.Server, d time.Duration) {
-	begun := time.Now()
-	for n := 1; time.Since(begun) < d; n++ {
-		api.Apply(node(n%*nodes, n))
-		time.Sleep(5 * time.Minute / time.Duration(*nodes))
-	}
+	sum := func(a, b float64) float64 { return a + b }
+	longer := func(a, b float64) float64 { return max(a, b) }
+	return report.Table(head, [][]string{
+		row("start until all is in the kernel", "", "%.2f s", func(r result) float64 { return r.start.Seconds() }, longer),
+		row("CPU time of that", "", "%.2f s", func(r result) float64 { return r.starting.Seconds() }, sum),
+		row("resident, at rest", "150 MB", "%.0f MB", func(r result) float64 { return float64(r.resident) / 1e6 }, sum),
+		row("resident, at most until then", "", "%.0f MB", func(r result) float64 { return float64(r.peak) / 1e6 }, sum),
+		row("CPU at rest, of a core", "1 %", "%.2f %%", func(r result) float64 { return 100 * r.share }, sum),
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -73,10 +74,32 @@ func prepare() error {
 	// What is mounted here must not show outside.
 	err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, "")
 	err = errors.Join(err, syscall.Mount("proc", "/proc", "proc", 0, ""))
-	if out, e := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); e != nil {
-		err = errors.Join(err, fmt.Errorf("ip: %w: %s", e, out))
+	return errors.Join(err, loopback())
+}
+
+func loopback() error {
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		return fmt.Errorf("ip: %w: %s", err, out)
 	}
-	return err
+	return nil
+}
+
+// Fresh runs f in a network namespace of its own. Programs that f starts and sockets that it opens are in there, but not those of
+// goroutines that it starts. The kernel ends the programs when f returns.
+func Fresh(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine, for it is in another namespace
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = loopback()
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // CPU returns the time that a process has run for, in user and kernel mode, from its clock (clock_getcpuclockid(3)), which

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -134,14 +133,7 @@ func (p *process) said() string {
 }
 
 // cpu returns the time that the process has run for, with those of its children that have ended.
-func (p *process) cpu() (time.Duration, error) {
-	own, err := box.CPU(p.cmd.Process.Pid)
-	if err != nil {
-		return 0, err
-	}
-	children, err := childrenTime(p.cmd.Process.Pid)
-	return own + children, err
-}
+func (p *process) cpu() (time.Duration, error) { return box.AllCPU(p.cmd.Process.Pid) }
 
 // during returns for how long the process ran while f did.
 func (p *process) during(f func() error) (time.Duration, error) {
@@ -180,7 +172,7 @@ func (p *process) rest() error {
 
 // busy says whether the process has children.
 func (p *process) busy() bool {
-	all, err := children(p.cmd.Process.Pid)
+	all, err := box.Children(p.cmd.Process.Pid)
 	return err == nil && len(all) > 0
 }
 
@@ -193,18 +185,9 @@ func (p *process) sample() {
 			return
 		case <-t.C:
 		}
-		sum, _, err := box.Memory(p.cmd.Process.Pid)
+		sum, err := box.AllResident(p.cmd.Process.Pid)
 		if err != nil {
 			continue // it has ended
-		}
-		pids, err := children(p.cmd.Process.Pid)
-		if err != nil {
-			continue
-		}
-		for _, pid := range pids {
-			if resident, _, err := box.Memory(pid); err == nil {
-				sum += resident
-			}
 		}
 		p.mu.Lock()
 		p.peak = max(p.peak, sum)
@@ -218,46 +201,6 @@ func (p *process) memory() (resident, peak int64, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return resident, max(peak, p.peak), err
-}
-
-// children returns the processes that a process has started and that have not ended.
-func children(pid int) (pids []int, err error) {
-	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	if err != nil {
-		return nil, err
-	}
-	for _, t := range tasks {
-		raw, err := os.ReadFile(t)
-		if err != nil {
-			continue // a thread that has ended
-		}
-		for _, f := range strings.Fields(string(raw)) {
-			if child, err := strconv.Atoi(f); err == nil {
-				pids = append(pids, child)
-			}
-		}
-	}
-	return pids, nil
-}
-
-// childrenTime reads from /proc/PID/stat (proc_pid_stat(5)) how long the children of a process that have ended ran for.
-func childrenTime(pid int) (sum time.Duration, err error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	f := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:])) // the name before it may have anything in it
-	if len(f) < 15 {
-		return 0, fmt.Errorf("not a stat of a process: %q", raw)
-	}
-	for _, field := range f[13:15] { // cutime, cstime
-		n, err := strconv.Atoi(field)
-		if err != nil {
-			return 0, err
-		}
-		sum += time.Duration(n) * (time.Second / 100) // USER_HZ is 100 on all that Go runs on
-	}
-	return sum, nil
 }
 
 // synced returns how long all the process's syncs so far took by its own metrics, and how many they were.

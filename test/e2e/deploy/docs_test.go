@@ -129,8 +129,8 @@ func follow(t *testing.T, doc string) {
 	}
 }
 
-// elsewhere are lines that another test runs: test/docs those for nodes, and make is what all tests begin with.
-var elsewhere = regexp.MustCompile(`^(?:ropewalk |rm -f |make image$)`)
+// elsewhere are lines that another test runs: test/docs and test/nodes those for nodes, and make is what all tests begin with.
+var elsewhere = regexp.MustCompile(`^(?:ropewalk |rm -f |ip |sysctl |make image$)`)
 
 // needs are lines that have to have more of a cluster than an API server: a kubelet, and controllers that keep revisions. What they are about
 // has to be there.

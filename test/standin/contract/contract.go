@@ -57,6 +57,7 @@ func Run(t *testing.T, kubeconfig string) {
 		{"write/create", testCreate},
 		{"write/update", testUpdate},
 		{"write/status", testStatus},
+		{"write/patch", testPatch},
 		{"write/delete", testDelete},
 		{"write/defaults", testDefaults},
 		{"list/order", testListOrder},

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -133,6 +134,57 @@ func testStatus(t *testing.T, s *suite) {
 	}
 	if pod.Status.Phase != corev1.PodRunning || pod.Labels["a"] != "b" {
 		t.Errorf("update of the rest: phase %q, labels %v", pod.Status.Phase, pod.Labels)
+	}
+}
+
+// testPatch holds what a program needs that tells of a node by patches of its status: annotations go with it, the spec does not, and
+// conditions are merged by their types.
+func testPatch(t *testing.T, s *suite) {
+	nodes := s.client.CoreV1().Nodes()
+	made, err := nodes.Create(t.Context(), &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: s.namespace(t), Annotations: map[string]string{"old": "1"}},
+		Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: "Ready", Status: "True"}, {Type: "Other", Status: "False"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const patch = `{"metadata":{"annotations":{"new":"2","old":null}},"spec":{"unschedulable":true},"status":{"conditions":[{"type":"Other","status":"True"}]}}`
+	apply := func(subresources ...string) *corev1.Node {
+		t.Helper()
+		n, err := nodes.Patch(t.Context(), made.Name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, subresources...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	got := apply("status")
+	of := map[corev1.NodeConditionType]corev1.ConditionStatus{}
+	for _, c := range got.Status.Conditions {
+		of[c.Type] = c.Status
+	}
+	if d := cmp.Diff(map[corev1.NodeConditionType]corev1.ConditionStatus{"Ready": "True", "Other": "True"}, of); d != "" {
+		t.Errorf("conditions:\n%s", d)
+	}
+	if d := cmp.Diff(map[string]string{"new": "2"}, got.Annotations); d != "" {
+		t.Errorf("annotations:\n%s", d)
+	}
+	if got.Spec.Unschedulable || version(t, got.ResourceVersion) <= version(t, made.ResourceVersion) {
+		t.Errorf("unschedulable %t, from version %s to %s", got.Spec.Unschedulable, made.ResourceVersion, got.ResourceVersion)
+	}
+	if same := apply("status"); same.ResourceVersion != got.ResourceVersion {
+		t.Errorf("a patch that changes nothing made version %s of %s", same.ResourceVersion, got.ResourceVersion)
+	}
+	if !apply().Spec.Unschedulable {
+		t.Error("a patch of all but the status leaves the spec")
+	}
+	if _, err := nodes.PatchStatus(t.Context(), made.Name+"-none", []byte(patch)); !apierrors.IsNotFound(err) {
+		t.Errorf("patch of what is not there: %v, want NotFound", err)
+	}
+	if _, err := nodes.Patch(t.Context(), made.Name, "text/plain", []byte(patch), metav1.PatchOptions{}); !apierrors.IsUnsupportedMediaType(err) {
+		t.Errorf("patch in plain text: %v, want UnsupportedMediaType", err)
+	}
+	if err := nodes.Delete(t.Context(), made.Name, metav1.DeleteOptions{}); err != nil { // the contract's other nodes are to be all
+		t.Error(err)
 	}
 }
 
