@@ -36,16 +36,16 @@ run: build ## serve the example cluster on 127.0.0.1:1053
 LAB ?= bin/lab
 
 .PHONY: lab
-lab: root lab-tools build ## the example cluster on this machine, without Kubernetes: nodes and pods are namespaces (root)
+lab: root go lab-tools build ## the example cluster on this machine, without Kubernetes: nodes and pods are namespaces (root)
 	$(GO) build -trimpath -o bin/lab ./test/lab
 	@$(LAB) up corefile/example
 
 .PHONY: lab-shell
-lab-shell: $(LAB) ## a shell in the lab: POD=shop/web or NODE=node-a, maybe CMD='curl -s api:9000'
+lab-shell: root $(LAB) ## a shell in the lab: POD=shop/web or NODE=node-a, maybe CMD='curl -s api:9000'
 	@$(LAB) shell --pod "$$POD" --node "$$NODE" --command "$$CMD"
 
 .PHONY: lab-down
-lab-down: $(LAB) ## end the lab, and take away all of it
+lab-down: root $(LAB) ## end the lab, and take away all of it
 	@$(LAB) down
 
 bin/lab:
@@ -57,7 +57,7 @@ test: tools build ## run all tests
 	cd test/e2e && $(BINARIES) $(GO) test -count=1 -ldflags='-s -w' ./... # uncached: the programs are outside of that module
 
 .PHONY: e2e
-e2e: root tools build ## try it in a real Kubernetes with two nodes on this machine (root; 2 minutes, and 10 to build Kubernetes once)
+e2e: root go tools build ## try it in a real Kubernetes with two nodes on this machine (root; 2 minutes, and 10 to build Kubernetes once)
 	cd test/e2e && $(GO) test -tags e2e -count=1 -v -timeout 30m ./cluster $(FLAGS)
 
 .PHONY: race
@@ -120,8 +120,8 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 .PHONY: tools
-tools: ## install what the tests use and Go does not bring: curl, dig, dnsperf, ip, runc, nft, iptables and strace (Debian)
-	@test/tools.sh curl:curl dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace
+tools: ## install what the tests use and Go does not bring: curl, dig, dnsperf, ip, runc, nft, iptables, strace and sysctl (Debian)
+	@test/tools.sh curl:curl dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace sysctl:procps
 
 .PHONY: lab-tools
 lab-tools:
@@ -132,5 +132,5 @@ lab-tools:
 go:
 	@command -v $(GO) >/dev/null || { echo "there is no command $(GO) in PATH; sudo has another PATH than you: sudo env PATH=\"\$$PATH\" make ..." >&2; exit 1; }
 
-root: go
+root:
 	@[ "$$(id -u)" = 0 ] || { echo "this makes namespaces, which needs root: sudo env PATH=\"\$$PATH\" make $(MAKECMDGOALS)" >&2; exit 1; }
