@@ -13,6 +13,6 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 fi
 echo "installing$missing" >&2
 apt-get update -qq || echo "going on with the lists of packages that there are" >&2
-export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes
+export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes LC_ALL=C
 # A machine that has just been started may be installing something itself.
 apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 $missing >/dev/null
