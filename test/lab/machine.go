@@ -88,7 +88,7 @@ func runMachine() error {
 	); err != nil {
 		return err
 	}
-	if err := kernel(); err != nil {
+	if err := possible(); err != nil {
 		return err
 	}
 	if err := m.link(); err != nil {
@@ -107,8 +107,8 @@ func runMachine() error {
 	return errors.Join(errs...)
 }
 
-// kernel returns an error that names what the kernel lacks, which its agents would wait for.
-func kernel() error {
+// possible returns an error that names what this machine lacks, for which agents and pods would wait.
+func possible() error {
 	probe := netlink.LinkAttrs{Name: "probe"}
 	link := func(l netlink.Link) func() error {
 		return func() error {
@@ -118,25 +118,33 @@ func kernel() error {
 			return netlink.LinkDel(l)
 		}
 	}
+	file := func(path string) func() error {
+		return func() error {
+			_, err := os.Stat(path)
+			return err
+		}
+	}
 	var errs []error
 	for _, need := range []struct {
 		what string
 		try  func() error
 	}{
-		{"IPv6", func() error { return sysctls() }},
-		{"bridge", link(&netlink.Bridge{LinkAttrs: probe})},
-		{"veth", link(&netlink.Veth{LinkAttrs: probe, PeerName: "peer"})},
-		{"vxlan", link(&netlink.Vxlan{LinkAttrs: probe, VxlanId: 1, Port: 8472})},
-		{"nftables (nf_tables)", func() error {
+		{"a kernel with IPv6", func() error { return sysctls() }},
+		{"a kernel with bridge", link(&netlink.Bridge{LinkAttrs: probe})},
+		{"a kernel with veth", link(&netlink.Veth{LinkAttrs: probe, PeerName: "peer"})},
+		{"a kernel with vxlan", link(&netlink.Vxlan{LinkAttrs: probe, VxlanId: 1, Port: 8472})},
+		{"a kernel with nftables (nf_tables)", func() error {
 			c, err := nftables.New()
 			if err == nil {
 				_, err = c.ListTables()
 			}
 			return err
 		}},
+		{"a file where pods have theirs", file("/etc/hosts")},
+		{"a file where pods have theirs", file("/etc/resolv.conf")},
 	} {
 		if err := need.try(); err != nil {
-			errs = append(errs, fmt.Errorf("the kernel lacks %s, or may not load it: %w", need.what, err))
+			errs = append(errs, fmt.Errorf("it needs %s: %w", need.what, err))
 		}
 	}
 	return errors.Join(errs...)
