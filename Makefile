@@ -58,7 +58,7 @@ test: tools build ## run all tests
 
 .PHONY: e2e
 e2e: root go tools build ## try it in a real Kubernetes with two nodes on this machine (root; 2 minutes, and 10 to build Kubernetes once)
-	cd test/e2e && $(GO) test -tags e2e -count=1 -v -timeout 30m ./cluster $(FLAGS)
+	cd test/e2e && $(GO) test -tags e2e -count=1 -v -timeout 75m ./cluster $(FLAGS)
 
 .PHONY: race
 race: ## run all tests with the race detector

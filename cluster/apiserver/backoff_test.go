@@ -1,9 +1,14 @@
 package apiserver
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +31,10 @@ func TestBackoff(t *testing.T) {
 		longest time.Duration
 	}{
 		"connection refused":  {&url.Error{Op: "Get", Err: syscall.ECONNREFUSED}, maxPause},
+		"broken off":          {&url.Error{Op: "Get", Err: io.EOF}, maxAnsweredPause},
+		"connection reset":    {&url.Error{Op: "Get", Err: &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}}, maxAnsweredPause},
+		"unknown authority":   {&url.Error{Op: "Get", Err: &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}}, maxAnsweredPause},
+		"bad certificate":     {&url.Error{Op: "Get", Err: &net.OpError{Op: "remote error", Err: tls.AlertError(42)}}, maxAnsweredPause},
 		"watch ended at once": {nil, maxPause},
 		"no answer":           {errSilent, maxPause},
 		"502 of a gateway":    {generic(http.StatusBadGateway, true), maxPause},

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -73,6 +75,19 @@ func answered(err error) bool {
 	return true
 }
 
+// accepted reports whether something took a connection and then broke it off, or was not believed: it has cost that side a TLS handshake, or may
+// have.
+func accepted(err error) bool {
+	var verification *tls.CertificateVerificationError
+	var alert tls.AlertError
+	for _, broken := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, broken) {
+			return true
+		}
+	}
+	return errors.As(err, &verification) || errors.As(err, &alert)
+}
+
 // maxAskedToWait bounds what a server can ask for.
 const maxAskedToWait = 5 * time.Second
 
@@ -124,9 +139,10 @@ type backoff struct{ failures, answers, slowFailures, relists int }
 func (b *backoff) reset() { *b = backoff{} }
 
 // next returns how long to wait after err. A server that is out of reach costs nothing to try, and is tried so often that
-// it is found within a second of its return.
+// it is found within a second of its return. One that takes connections is left alone for longer and longer: with thousands of nodes, handshakes
+// alone could keep it from coming up.
 func (b *backoff) next(err error) time.Duration {
-	if answered(err) {
+	if answered(err) || accepted(err) {
 		b.answers++
 		return max(pauseAfter(b.answers, firstPause, maxAnsweredPause), askedToWait(err))
 	}

@@ -71,11 +71,18 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	netns.NeedCommand(t, "nft")
-	netns.Batch(t, "", "link add eth0 type veth peer name other\naddr add 192.0.2.1/24 dev eth0\nlink set eth0 up\nlink set other up\nroute add default via 192.0.2.254\n")
-	r := &rig{T: t, dir: t.TempDir(), api: standin.New(t), log: &program.Log{}}
+	r := newNode(t, "addr add 192.0.2.1/24 dev eth0\nroute add default via 192.0.2.254\n")
 	r.api.Load([]byte(nodeObjects))
 	r.api.Load([]byte(service))
+	return r
+}
+
+// newNode is one of a cluster that has no objects yet. network are commands of ip(8).
+func newNode(t *testing.T, network string) *rig {
+	t.Helper()
+	netns.NeedCommand(t, "nft")
+	netns.Batch(t, "", "link add eth0 type veth peer name other\nlink set eth0 up\nlink set other up\n"+network)
+	r := &rig{T: t, dir: t.TempDir(), api: standin.New(t), log: &program.Log{}}
 	if err := os.MkdirAll(filepath.Join(r.dir, "kubelet/pods"), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -67,6 +67,27 @@ func TestAgentFiles(t *testing.T) {
 			}
 		}
 		addresses(t, overlay, c)
+		follows(t, overlay, pod)
+	}
+}
+
+// follows holds that what is unmounted on the node is unmounted in the agent, where there may be mounts: the kubelet mounts pods' volumes below
+// its directory, and a device whose file system is mounted somewhere still is in use. The kernel takes such mounts away where their directory is
+// removed, which is after drivers without a stage have detached the device.
+func follows(t *testing.T, overlay string, pod corev1.PodSpec) {
+	t.Helper()
+	followed := 0
+	for _, m := range pod.Containers[0].VolumeMounts {
+		if !slices.Contains([]string{"/var/lib/kubelet/pods", "/host/etc"}, m.MountPath) {
+			continue
+		}
+		followed++
+		if m.MountPropagation == nil || *m.MountPropagation != corev1.MountPropagationHostToContainer {
+			t.Errorf("%s: %s keeps what was mounted below it when the agent started", overlay, m.MountPath)
+		}
+	}
+	if followed != 2 {
+		t.Errorf("%s: %+v", overlay, pod.Containers[0].VolumeMounts)
 	}
 }
 

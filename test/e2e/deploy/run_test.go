@@ -161,6 +161,24 @@ func agent(t *testing.T, overlay string) {
 	}
 }
 
+// TestAgentByName holds that the API server may be given by a name that the node resolves: that of what balances several.
+func TestAgentByName(t *testing.T) {
+	withKubectl(t, "")
+	image := pack(t)
+	if !netns.Enter(t) {
+		return
+	}
+	c := newAgent(t, render(t, "replace-kube-proxy"), image)
+	c.write("/etc/hosts", "127.0.0.1 example.com\n") // which the stand-in's certificate has; the kubelet mounts the node's there
+	for i, e := range c.cmd.Env {
+		if strings.HasPrefix(e, "KUBERNETES_SERVICE_HOST=") {
+			c.cmd.Env[i] = "KUBERNETES_SERVICE_HOST=example.com"
+		}
+	}
+	c.start()
+	c.probe(t, "127.0.0.1")
+}
+
 // TestAgentCapabilities: without any one of the capabilities that it has, the agent says that it may not do something.
 func TestAgentCapabilities(t *testing.T) {
 	withKubectl(t, "")
