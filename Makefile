@@ -131,6 +131,7 @@ lab-tools:
 .PHONY: go root
 go:
 	@command -v $(GO) >/dev/null || { echo "there is no command $(GO) in PATH; sudo has another PATH than you: sudo env PATH=\"\$$PATH\" make ..." >&2; exit 1; }
+	@$(GO) list -m >/dev/null || { echo "$$($(GO) version) cannot read go.mod; https://go.dev/dl has Go $$(sed -n 's/^go //p' go.mod)" >&2; exit 1; }
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "this makes namespaces, which needs root: sudo env PATH=\"\$$PATH\" make $(MAKECMDGOALS)" >&2; exit 1; }
