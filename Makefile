@@ -2,19 +2,21 @@
 
 GO       ?= go
 FUZZTIME ?= 30s
-VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+VERSION  ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null)
 BIN      ?= bin
 ARCHES   ?= amd64 arm64
 IMAGE    ?= ropewalk:$(or $(VERSION),latest)
 export CGO_ENABLED = 0
-BINARIES = ROPEWALK_TEST_COREDNS=$(CURDIR)/bin/coredns ROPEWALK_TEST_ROPEWALK=$(CURDIR)/bin/ropewalk ROPEWALK_TEST_CNI=$(CURDIR)/bin/ropewalk-cni ROPEWALK_TEST_STOCK=$(CURDIR)/bin/stock
+# VERSION says which sources it is; what Go adds of git would make the bytes depend on what else is in the directory. Root may build what is another user's.
+export GOFLAGS := $(strip $(shell $(GO) env GOFLAGS 2>/dev/null) -buildvcs=false)
+BINARIES = ROPEWALK_TEST_COREDNS="$(CURDIR)/bin/coredns" ROPEWALK_TEST_ROPEWALK="$(CURDIR)/bin/ropewalk" ROPEWALK_TEST_CNI="$(CURDIR)/bin/ropewalk-cni" ROPEWALK_TEST_STOCK="$(CURDIR)/bin/stock"
 
 .PHONY: help
 help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## build bin/coredns, bin/ropewalk and bin/ropewalk-cni
+build: go ## build bin/coredns, bin/ropewalk and bin/ropewalk-cni
 	$(GO) build -trimpath -ldflags '-s -w -X github.com/coredns/coredns/coremain.GitCommit=$(VERSION)' -o $(BIN)/coredns ./cmd/coredns
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/ropewalk ./cmd/ropewalk
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/ropewalk-cni ./cmd/ropewalk-cni
@@ -34,17 +36,20 @@ run: build ## serve the example cluster on 127.0.0.1:1053
 LAB ?= bin/lab
 
 .PHONY: lab
-lab: tools build ## the example cluster on this machine, without Kubernetes: nodes and pods are namespaces (root)
+lab: root go lab-tools build ## the example cluster on this machine, without Kubernetes: nodes and pods are namespaces (root)
 	$(GO) build -trimpath -o bin/lab ./test/lab
 	@$(LAB) up corefile/example
 
 .PHONY: lab-shell
-lab-shell: ## a shell in the lab: POD=shop/web or NODE=node-a, maybe CMD='curl -s api:9000'
+lab-shell: root $(LAB) ## a shell in the lab: POD=shop/web or NODE=node-a, maybe CMD='curl -s api:9000'
 	@$(LAB) shell --pod "$$POD" --node "$$NODE" --command "$$CMD"
 
 .PHONY: lab-down
-lab-down: ## end the lab, and take away all of it
+lab-down: root $(LAB) ## end the lab, and take away all of it
 	@$(LAB) down
+
+bin/lab:
+	$(GO) build -trimpath -o bin/lab ./test/lab
 
 .PHONY: test
 test: tools build stock-cni stock-flannel ## run all tests
@@ -52,7 +57,7 @@ test: tools build stock-cni stock-flannel ## run all tests
 	cd test/e2e && $(BINARIES) $(GO) test -count=1 -ldflags='-s -w' ./... # uncached: the programs are outside of that module
 
 .PHONY: e2e
-e2e: tools build ## try it in a real Kubernetes with two nodes on this machine (root; 2 minutes, and 10 to build Kubernetes once)
+e2e: root go tools build ## try it in a real Kubernetes with two nodes on this machine (root; 2 minutes, and 10 to build Kubernetes once)
 	cd test/e2e && $(GO) test -tags e2e -count=1 -v -timeout 75m ./cluster $(FLAGS)
 
 .PHONY: race
@@ -91,7 +96,7 @@ bench-hosts: tools ## how soon a change is in the hosts file of a running contai
 
 .PHONY: stock
 stock:
-	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' \
+	GOBIN="$(CURDIR)/bin/stock" $(GO) install -trimpath -ldflags '-s -w' \
 		github.com/coredns/coredns@$$($(GO) list -m -f '{{.Version}}' github.com/coredns/coredns)
 
 .PHONY: stock-proxy
@@ -101,7 +106,7 @@ stock-proxy:
 
 .PHONY: stock-cni
 stock-cni:
-	GOBIN=$(CURDIR)/bin/stock $(GO) install -trimpath -ldflags '-s -w' $(foreach p,main/bridge main/ptp ipam/host-local meta/portmap meta/bandwidth,\
+	GOBIN="$(CURDIR)/bin/stock" $(GO) install -trimpath -ldflags '-s -w' $(foreach p,main/bridge main/ptp ipam/host-local meta/portmap meta/bandwidth,\
 		github.com/containernetworking/plugins/plugins/$(p)@$$($(GO) list -m -f '{{.Version}}' github.com/containernetworking/plugins))
 
 FLANNEL = v0.28.10
@@ -128,5 +133,18 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 .PHONY: tools
-tools: ## install what the tests use and Go does not bring: curl, dig, dnsperf, ip, runc, nft, iptables and strace (Debian)
-	@test/tools.sh curl:curl dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace
+tools: ## install what the tests use and Go does not bring: curl, dig, dnsperf, ip, runc, nft, iptables, strace and sysctl (Debian)
+	@test/tools.sh curl:curl dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace sysctl:procps
+
+.PHONY: lab-tools
+lab-tools:
+	@test/tools.sh nsenter:util-linux curl:curl dig:bind9-dnsutils ip:iproute2 nft:nftables
+
+# What others need before they begin: a second's message now is better than a minute's work and then a riddle.
+.PHONY: go root
+go:
+	@command -v $(GO) >/dev/null || { echo "there is no command $(GO) in PATH; sudo has another PATH than you: sudo env PATH=\"\$$PATH\" make ..." >&2; exit 1; }
+	@$(GO) list -m >/dev/null || { echo "$$($(GO) version) cannot read go.mod; https://go.dev/dl has Go $$(sed -n 's/^go //p' go.mod)" >&2; exit 1; }
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this makes namespaces, which needs root: sudo env PATH=\"\$$PATH\" make $(MAKECMDGOALS)" >&2; exit 1; }

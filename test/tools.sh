@@ -7,9 +7,12 @@ for want in "$@"; do
 done
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-	echo "the tests use commands of these Debian packages, which are not there; install them, or tests that need them are skipped:$missing" >&2
+	echo "not installed, for want of $([ "$(id -u)" = 0 ] && echo apt-get || echo root):$missing (as Debian calls them)." \
+		"Tests that use them are skipped, commands of the lab that use them fail." >&2
 	exit 0
 fi
 echo "installing$missing" >&2
-apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+apt-get update -qq || echo "going on with the lists of packages that there are" >&2
+export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes LC_ALL=C
+# A machine that has just been started may be installing something itself.
+apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 $missing >/dev/null

@@ -1,12 +1,14 @@
 // Command image packs the programs into images, with no daemon and no registry: a file for each architecture that `docker load` and
 // `ctr images import` take, and one of the OCI's image layout with all of them, for tools that push it. The same programs give the
-// same bytes: there are no times in it, and nothing is compressed, which is done differently by each version of a library.
+// same bytes, as far as this program is built by the same Go, whose gzip is used: there are no times in it but the epoch.
 //
 // What is in an image is what the Dockerfile beside says; a test compares them.
 package main
 
 import (
 	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"debug/elf"
 	"encoding/hex"
@@ -41,9 +43,9 @@ func main() {
 
 // run writes the images of architectures and prints their paths.
 func run(bin, out, name string, arches []string) error {
-	repository, tag, ok := strings.Cut(name, ":")
-	if !ok || repository == "" || tag == "" || len(arches) == 0 {
-		return errors.New("it is called with -name NAME:TAG, and architectures")
+	repository, tag, ok := parse(name)
+	if !ok || len(arches) == 0 {
+		return fmt.Errorf("it is called with -name NAME:TAG, and architectures, not with %q and %q", name, arches)
 	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
@@ -60,7 +62,28 @@ func run(bin, out, name string, arches []string) error {
 			return err
 		}
 	}
-	return write(filepath.Join(out, filepath.Base(repository)+"-oci.tar"), func(w *tar.Writer) error { return layout(w, images, tag) })
+	return write(filepath.Join(out, filepath.Base(repository)+"-oci.tar"), func(w *tar.Writer) error { return layout(w, images, full(repository)+":"+tag, tag) })
+}
+
+// parse takes the name of an image apart, in which a registry may have a port.
+func parse(name string) (repository, tag string, ok bool) {
+	i := strings.LastIndexByte(name, ':')
+	if i <= 0 || i == len(name)-1 || strings.Contains(name[i:], "/") || strings.HasSuffix(name[:i], "/") || strings.Contains(name, "@") {
+		return "", "", false
+	}
+	return name[:i], name[i+1:], true
+}
+
+// full returns what container runtimes take a repository for: what begins with no registry is one of Docker's.
+func full(repository string) string {
+	registry, _, ok := strings.Cut(repository, "/")
+	switch {
+	case !ok:
+		return "docker.io/library/" + repository
+	case registry != "localhost" && !strings.ContainsAny(registry, ".:"):
+		return "docker.io/" + repository
+	}
+	return repository
 }
 
 // blob is what is known by its digest: bytes that are held, or a layer that is made of a program each time it is written.
@@ -93,6 +116,19 @@ func newJSON(v any) (blob, error) {
 	})
 }
 
+// gzip returns what the blob is compressed. It is held, as to do it again takes longer than all else.
+func (b blob) gzip() (blob, error) {
+	var held bytes.Buffer
+	z := gzip.NewWriter(&held)
+	if err := errors.Join(b.write(z), z.Close()); err != nil {
+		return blob{}, err
+	}
+	return newBlob(func(w io.Writer) error {
+		_, err := w.Write(held.Bytes())
+		return err
+	})
+}
+
 // to writes the blob as a file. It is an error if a program has changed since its digest was taken.
 func (b blob) to(w *tar.Writer, name string) error {
 	if err := w.WriteHeader(header(name, b.Size, 0o644)); err != nil {
@@ -117,8 +153,12 @@ type image struct {
 	layers []blob
 }
 
+// created is when everything was. The specification asks for no time, but tools take none for the year 1, or do not live through it.
+const created = "1970-01-01T00:00:00Z"
+
 // configuration is what the OCI's image specification calls so, as far as there is something to say.
 type configuration struct {
+	Created      string `json:"created"`
 	Architecture string `json:"architecture"`
 	OS           string `json:"os"`
 	Config       struct {
@@ -133,13 +173,14 @@ type configuration struct {
 }
 
 type history struct {
+	Created   string `json:"created"`
 	CreatedBy string `json:"created_by"`
 }
 
 // read makes an image of the programs in a directory.
 func read(dir, arch string) (*image, error) {
 	i := &image{arch: arch}
-	c := configuration{Architecture: arch, OS: "linux"}
+	c := configuration{Created: created, Architecture: arch, OS: "linux"}
 	c.Config.Entrypoint, c.Config.WorkingDir = entrypoint, "/"
 	c.RootFS.Type = "layers"
 	for _, p := range programs {
@@ -153,7 +194,7 @@ func read(dir, arch string) (*image, error) {
 		}
 		i.layers = append(i.layers, l)
 		c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, l.Digest)
-		c.History = append(c.History, history{"COPY " + p + " /" + p})
+		c.History = append(c.History, history{created, "COPY " + p + " /" + p})
 	}
 	var err error
 	i.config, err = newJSON(c)
@@ -228,7 +269,7 @@ const (
 	typeIndex    = "application/vnd.oci.image.index.v1+json"
 	typeManifest = "application/vnd.oci.image.manifest.v1+json"
 	typeConfig   = "application/vnd.oci.image.config.v1+json"
-	typeLayer    = "application/vnd.oci.image.layer.v1.tar"
+	typeLayer    = "application/vnd.oci.image.layer.v1.tar+gzip"
 )
 
 type (
@@ -260,14 +301,19 @@ func (b blob) as(mediaType string) descriptor {
 	return descriptor{MediaType: mediaType, Digest: b.Digest, Size: b.Size}
 }
 
-// layout writes the OCI's image layout: one index of all images, which has the tag.
-func layout(w *tar.Writer, images []*image, tag string) error {
+// layout writes the OCI's image layout: one index of all images, which has the tag, and the name by which runtimes that load it know it.
+func layout(w *tar.Writer, images []*image, name, tag string) error {
 	var blobs []blob
 	all := index{SchemaVersion: 2, MediaType: typeIndex}
 	for _, i := range images {
 		m := manifest{SchemaVersion: 2, MediaType: typeManifest, Config: i.config.as(typeConfig)}
 		for _, l := range i.layers {
-			m.Layers = append(m.Layers, l.as(typeLayer))
+			z, err := l.gzip()
+			if err != nil {
+				return err
+			}
+			m.Layers = append(m.Layers, z.as(typeLayer))
+			blobs = append(blobs, z)
 		}
 		b, err := newJSON(m)
 		if err != nil {
@@ -276,7 +322,7 @@ func layout(w *tar.Writer, images []*image, tag string) error {
 		d := b.as(typeManifest)
 		d.Platform = &platform{i.arch, "linux"}
 		all.Manifests = append(all.Manifests, d)
-		blobs = append(append(blobs, i.layers...), i.config, b)
+		blobs = append(blobs, i.config, b)
 	}
 	b, err := newJSON(all)
 	if err != nil {
@@ -284,7 +330,7 @@ func layout(w *tar.Writer, images []*image, tag string) error {
 	}
 	blobs = append(blobs, b)
 	top := b.as(typeIndex)
-	top.Annotations = map[string]string{"org.opencontainers.image.ref.name": tag}
+	top.Annotations = map[string]string{"org.opencontainers.image.ref.name": tag, "io.containerd.image.name": name}
 	for _, f := range []struct {
 		name    string
 		content any

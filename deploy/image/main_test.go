@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -93,6 +94,19 @@ func digest(b []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
+func gunzip(t *testing.T, b []byte) []byte {
+	t.Helper()
+	z, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plain
+}
+
 // TestImage holds both forms to the same images, every digest to what it is of, and layers to the programs.
 func TestImage(t *testing.T) {
 	bin, out := build(t), t.TempDir()
@@ -109,7 +123,8 @@ func TestImage(t *testing.T) {
 	}
 	var top, all index
 	decode(t, oci["index.json"], &top)
-	if d := top.Manifests; len(d) != 1 || d[0].Annotations["org.opencontainers.image.ref.name"] != "v1" || string(oci["oci-layout"]) != `{"imageLayoutVersion":"1.0.0"}` {
+	names := map[string]string{"org.opencontainers.image.ref.name": "v1", "io.containerd.image.name": "docker.io/library/ropewalk:v1"}
+	if d := top.Manifests; len(d) != 1 || !cmp.Equal(d[0].Annotations, names) || string(oci["oci-layout"]) != `{"imageLayoutVersion":"1.0.0"}` {
 		t.Fatalf("%+v", top)
 	}
 	decode(t, blob(top.Manifests[0]), &all)
@@ -123,7 +138,8 @@ func TestImage(t *testing.T) {
 		}
 		var layers []string
 		for n, l := range m.Layers {
-			content := files(t, bytes.NewReader(blob(l)))
+			plain := gunzip(t, blob(l))
+			content := files(t, bytes.NewReader(plain))
 			want, err := os.ReadFile(filepath.Join(bin, arch, programs[n]))
 			if err != nil {
 				t.Fatal(err)
@@ -131,7 +147,7 @@ func TestImage(t *testing.T) {
 			if len(content) != 1 || !bytes.Equal(content[programs[n]], want) {
 				t.Errorf("layer %d for %s is not %s", n, arch, programs[n])
 			}
-			layers = append(layers, l.Digest)
+			layers = append(layers, digest(plain))
 		}
 		if d := cmp.Diff(layers, c.RootFS.DiffIDs); d != "" || len(layers) != len(programs) {
 			t.Errorf("(-manifest +configuration)\n%s", d)
@@ -216,9 +232,25 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %v, %d files", what, err, len(left))
 		}
 	}
-	for _, name := range []string{"", "ropewalk", "ropewalk:", ":v1"} {
+	for _, name := range []string{"", "ropewalk", "ropewalk:", ":v1", "registry.example:5000/ropewalk", "registry.example:5000/:v1", "ropewalk@sha256:00"} {
 		if err := run(bin, t.TempDir(), name, []string{"amd64"}); err == nil || !strings.Contains(err.Error(), "NAME:TAG") {
 			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// TestNames: an image's name is what runtimes make of what pods ask for, and files are called like its last part.
+func TestNames(t *testing.T) {
+	for name, want := range map[string][3]string{
+		"ropewalk:v1":                      {"docker.io/library/ropewalk", "v1", "ropewalk"},
+		"infra/ropewalk:v1":                {"docker.io/infra/ropewalk", "v1", "ropewalk"},
+		"localhost/rope:v1":                {"localhost/rope", "v1", "rope"},
+		"localhost:5000/ropewalk:v1":       {"localhost:5000/ropewalk", "v1", "ropewalk"},
+		"registry.example/infra/ropes:1.2": {"registry.example/infra/ropes", "1.2", "ropes"},
+	} {
+		repository, tag, ok := parse(name)
+		if got := [3]string{full(repository), tag, filepath.Base(repository)}; !ok || got != want {
+			t.Errorf("%s: %v %q", name, ok, got)
 		}
 	}
 }

@@ -186,8 +186,8 @@ func TestSpoof(t *testing.T) {
 	}
 	r := newRig(t)
 	own, stolen := r.mustAdd("thief"), r.mustAdd("owner")
-	for i, p := range []string{"/32", "/128"} {
-		netns.Batch(t, "thief", "addr add "+stolen[i]+p+" dev lo\n")
+	for i, how := range []string{"/32 dev lo", "/128 dev lo nodad"} { // with DAD, nobody could use it at once, though it is lo's
+		netns.Batch(t, "thief", "addr add "+stolen[i]+how+"\n")
 	}
 	for _, c := range []struct {
 		loose, rules bool

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
@@ -87,6 +88,15 @@ func TestLab(t *testing.T) {
 	}
 	for _, dir := range writable {
 		netns.Tmpfs(t, dir, nil)
+	}
+	// A machine on which nothing can be run from /run, as Debian has it, and names are not asked of DNS, as systemd-resolved may have it.
+	nss := filepath.Join(t.TempDir(), "nsswitch.conf")
+	if err := errors.Join(
+		unix.Mount("", "/run", "", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""),
+		os.WriteFile(nss, []byte("hosts: files\n"), 0o644),
+		unix.Mount(nss, "/etc/nsswitch.conf", "", unix.MS_BIND, ""),
+	); err != nil {
+		t.Fatal(err)
 	}
 	bin := os.Getenv(binEnv)
 	program := filepath.Join(bin, "lab")

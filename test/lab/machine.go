@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/google/nftables"
 	"github.com/spf13/cobra"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -68,6 +69,9 @@ func runMachine() error {
 	if err := errors.Join(
 		unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), // what is mounted here is not to show outside
 		unix.Mount("proc", "/proc", "proc", 0, ""),
+		// Programs cannot be run from /run on most machines, but nodes have their CNI plugins there.
+		unix.Mount(state, state, "", unix.MS_BIND, ""),
+		unix.Mount("", state, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_NOSUID|unix.MS_NODEV, ""),
 	); err != nil {
 		return err
 	}
@@ -78,7 +82,13 @@ func runMachine() error {
 	if m.plan, err = read(filepath.Join(state, "manifests")); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(state, "Corefile"), []byte(corefile), 0o644); err != nil {
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(state, "Corefile"), []byte(corefile), 0o644),
+		os.WriteFile(nss, []byte("hosts: files dns\n"), 0o644),
+	); err != nil {
+		return err
+	}
+	if err := possible(); err != nil {
 		return err
 	}
 	if err := m.link(); err != nil {
@@ -96,6 +106,52 @@ func runMachine() error {
 	wg.Wait()
 	return errors.Join(errs...)
 }
+
+// possible returns an error that names what this machine lacks, for which agents and pods would wait.
+func possible() error {
+	probe := netlink.LinkAttrs{Name: "probe"}
+	link := func(l netlink.Link) func() error {
+		return func() error {
+			if err := netlink.LinkAdd(l); err != nil {
+				return err
+			}
+			return netlink.LinkDel(l)
+		}
+	}
+	file := func(path string) func() error {
+		return func() error {
+			_, err := os.Stat(path)
+			return err
+		}
+	}
+	var errs []error
+	for _, need := range []struct {
+		what string
+		try  func() error
+	}{
+		{"a kernel with IPv6", func() error { return sysctls() }},
+		{"a kernel with bridge", link(&netlink.Bridge{LinkAttrs: probe})},
+		{"a kernel with veth", link(&netlink.Veth{LinkAttrs: probe, PeerName: "peer"})},
+		{"a kernel with vxlan", link(&netlink.Vxlan{LinkAttrs: probe, VxlanId: 1, Port: 8472})},
+		{"a kernel with nftables (nf_tables)", func() error {
+			c, err := nftables.New()
+			if err == nil {
+				_, err = c.ListTables()
+			}
+			return err
+		}},
+		{"a file where pods have theirs", file("/etc/hosts")},
+		{"a file where pods have theirs", file("/etc/resolv.conf")},
+	} {
+		if err := need.try(); err != nil {
+			errs = append(errs, fmt.Errorf("it needs %s: %w", need.what, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// nss is the pods' /etc/nsswitch.conf. By the machine's own, names may be asked of a daemon of the machine, which knows nothing of the cluster.
+const nss = state + "/nsswitch.conf"
 
 // corefile is that of the pods behind the cluster's DNS.
 const corefile = `.:53 {
@@ -335,7 +391,7 @@ func (m *machine) pod(n *node, d *pod) error {
 	if err := errors.Join(os.MkdirAll(filepath.Dir(resolv), 0o755), os.WriteFile(resolv, []byte(text), 0o644)); err != nil {
 		return err
 	}
-	args := []string{"--hostname", d.hostname, "--hosts", d.hostsFile(n), "--resolv", resolv}
+	args := []string{"--hostname", d.hostname, "--hosts", d.hostsFile(n), "--resolv", resolv, "--nss", nss}
 	if d.dns {
 		args = append(args, "--", m.binary("coredns"), "-conf", filepath.Join(state, "Corefile"))
 	} else {
@@ -397,7 +453,7 @@ func (m *machine) answers(n *node) error {
 	if err := soon(func() error {
 		out, err := exec.Command(m.binary("ropewalk"), "status").CombinedOutput()
 		if err != nil {
-			err = fmt.Errorf("%w: %s", err, out)
+			err = fmt.Errorf("ropewalk status: %w\n%s", err, out)
 		}
 		return err
 	}); err != nil {

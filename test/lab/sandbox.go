@@ -17,9 +17,9 @@ import (
 
 // sandboxFlags say what there is to be in a sandbox.
 type sandboxFlags struct {
-	hostname, hosts, resolv, name string
-	ports                         []int32
-	again                         bool
+	hostname, hosts, resolv, nss, name string
+	ports                              []int32
+	again                              bool
 }
 
 // newSandbox is the command of the first process in a pod's namespaces, or a node's. It waits for the end of its input, which says that the
@@ -30,6 +30,7 @@ func newSandbox() *cobra.Command {
 	cmd.Flags().StringVar(&f.hostname, "hostname", "", "")
 	cmd.Flags().StringVar(&f.hosts, "hosts", "", "what is to be /etc/hosts, and so with resolv")
 	cmd.Flags().StringVar(&f.resolv, "resolv", "", "")
+	cmd.Flags().StringVar(&f.nss, "nss", "", "what is to be /etc/nsswitch.conf, if there is one")
 	cmd.Flags().BoolVar(&f.again, "again", false, "start the command again when it ends")
 	cmd.Flags().StringVar(&f.name, "name", "", "without a command, who answers")
 	cmd.Flags().Int32SliceVar(&f.ports, "port", nil, "without a command, where to answer")
@@ -47,6 +48,8 @@ func (f *sandboxFlags) run(command []string) error {
 		if err := errors.Join(
 			unix.Mount(f.hosts, "/etc/hosts", "", unix.MS_BIND, ""), // the inode, as a runtime does it
 			unix.Mount(f.resolv, "/etc/resolv.conf", "", unix.MS_BIND, ""),
+			ifThere(unix.Mount(f.nss, "/etc/nsswitch.conf", "", unix.MS_BIND, "")),
+			ifThere(unix.Mount("none", "/run/nscd", "tmpfs", 0, "")),
 		); err != nil {
 			return err
 		}
@@ -68,6 +71,14 @@ func (f *sandboxFlags) run(command []string) error {
 	}
 	untilEnded()
 	return nil
+}
+
+// ifThere is err, unless it says that there is nothing to mount on.
+func ifThere(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
 }
 
 // untilEnded returns when somebody wants this process to end. The first one of a process namespace gets no signals but those that it asks for.

@@ -24,6 +24,8 @@ import (
 //	manifests/            the cluster, for everybody to change
 //	nodes/NODE/           pid, env and log of the agent, its configuration, what the kubelet and the runtime have elsewhere
 //	pods/NAMESPACE/NAME/  pid, env and log, resolv.conf
+//	Corefile              that of the cluster's DNS
+//	nsswitch.conf         that of all pods
 //
 // Process numbers are those in the machine's namespace.
 const state = "/run/ropewalk-lab"

@@ -3,6 +3,7 @@ package deploy
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"testing"
@@ -12,12 +13,21 @@ import (
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestImport has containerd import the image, by the code of `ctr images import`: it gets the name by which pods ask for it, and all of its content.
+// TestImport has containerd import both forms of the image, by the code of `ctr images import`: it gets the name by which pods ask for it, and all of
+// its content.
 func TestImport(t *testing.T) {
-	f, err := os.Open(pack(t))
+	docker := pack(t)
+	for _, path := range []string{docker, filepath.Join(filepath.Dir(docker), "ropewalk-oci.tar")} {
+		t.Run(filepath.Base(path), func(t *testing.T) { imported(t, path) })
+	}
+}
+
+func imported(t *testing.T, path string) {
+	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,10 +48,10 @@ func TestImport(t *testing.T) {
 	if err := json.Unmarshal(raw, &index); err != nil || len(index.Manifests) != 1 {
 		t.Fatalf("%v %+v", err, index)
 	}
-	// What the runtime makes of `image: ropewalk:test` in a pod. The first part is not ours to choose.
-	name := index.Manifests[0].Annotations[images.AnnotationImageName]
-	if want := "/library/ropewalk:test"; len(name) <= len(want) || name[len(name)-len(want):] != want {
-		t.Errorf("it is called %s", name)
+	// What the runtime makes of `image: ropewalk:test` in a pod.
+	want, err := reference.ParseDockerRef("ropewalk:test")
+	if name := index.Manifests[0].Annotations[images.AnnotationImageName]; err != nil || name != want.String() {
+		t.Errorf("it is called %s, not %v: %v", name, want, err)
 	}
 	here := platforms.Only(ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH})
 	manifest, err := images.Manifest(t.Context(), store, index.Manifests[0], here)
