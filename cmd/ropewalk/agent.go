@@ -234,17 +234,19 @@ func (c *agentConfig) parts() ([]parts.Part, error) {
 	if err != nil {
 		return nil, f.refused("routes", err)
 	}
-	all := map[string]func(*slog.Logger, prometheus.Registerer) (parts.Running, error){
-		"hosts": func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
+	all := map[string]starts{
+		"hosts": alone(holdHosts(p.hosts.config()), func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
 			return hostsPart(p.hosts.config(), l, r)
-		},
-		"proxy": func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
+		}),
+		"proxy": alone(holdNetwork("proxy", "ropewalk agent"), func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
 			return proxyPart(proxyConfig, p.proxy.healthz, l, r)
-		},
-		"routes": func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
+		}),
+		"routes": alone(holdNetwork("routes", "ropewalk agent"), func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
 			return routesPart(routesConfig, l, r)
-		},
-		"cni": func(l *slog.Logger, _ prometheus.Registerer) (parts.Running, error) { return pluginPart(p.plugin, l) },
+		}),
+		"cni": alone(holdPlugins(p.plugin.Dir), func(l *slog.Logger, _ prometheus.Registerer) (parts.Running, error) {
+			return pluginPart(p.plugin, l)
+		}),
 	}
 	var out []parts.Part
 	for _, s := range f.sections {

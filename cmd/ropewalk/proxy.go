@@ -54,6 +54,11 @@ While the API server is away the kernel goes on with what was last known; ropewa
 			if err := a.setup(cmd); err != nil {
 				return err
 			}
+			release, err := holdNetwork("proxy", cmd.CommandPath())(a.log)
+			if err != nil {
+				return err
+			}
+			defer release()
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(gcPercent)
 			}

@@ -54,6 +54,11 @@ servicecidrs.`,
 			if err := a.setup(cmd); err != nil {
 				return err
 			}
+			release, err := holdNetwork("routes", cmd.CommandPath())(a.log)
+			if err != nil {
+				return err
+			}
+			defer release()
 			r, run, err := newRoutesParts(config, a.log, a.registry)
 			if err != nil {
 				return err

@@ -17,6 +17,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cmd/ropewalk/hold"
 )
 
 // Part is something that an agent does.
@@ -24,7 +25,8 @@ type Part struct {
 	Name string
 	// Config is what the part is made of, for people and to be compared: one whose Config is the same is not started anew.
 	Config string
-	// Start makes the part, with metrics of its own. It is called again, for another, when the part has failed or its configuration is another.
+	// Start makes the part, with metrics of its own. It is called again, for another, when the part has failed or its configuration is another. An
+	// error that is hold.ErrHeld means that another process does it still: it is no failure, and Start is called again until that one has ended.
 	Start func(*slog.Logger, prometheus.Registerer) (Running, error)
 }
 
@@ -164,6 +166,13 @@ func (s *Supervisor) put(i *instance) {
 
 // fail has a part wait, twice as long with each failure.
 func (s *Supervisor) fail(i *instance, err error) {
+	if errors.Is(err, hold.ErrHeld) {
+		if i.err == nil || i.err.Error() != err.Error() {
+			s.Log.Warn("part waits", "part", i.part.Name, "error", err)
+		}
+		s.put(&instance{part: i.part, err: err, failures: i.failures, again: time.Now().Add(s.First)})
+		return
+	}
 	if i.cancel != nil {
 		i.cancel()
 	}
