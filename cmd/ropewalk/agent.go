@@ -323,18 +323,33 @@ func pluginPart(c install.Config, log *slog.Logger) (parts.Running, error) {
 
 // together runs all until the context ends or one of them does, which ends the others. It returns the first error.
 func together(all ...func(context.Context) error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		ctx, cancel := context.WithCancelCause(ctx)
+	return func(outer context.Context) error {
+		ctx, cancel := context.WithCancelCause(outer)
 		defer cancel(nil)
 		var wg sync.WaitGroup
 		for _, f := range all {
 			wg.Go(func() { cancel(f(ctx)) })
 		}
-		wg.Wait()
-		if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-			return err
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			wg.Wait()
+		}()
+		<-ctx.Done()
+		late := time.After(grace)
+		if outer.Err() != nil { // whoever has ended it knows how long to wait
+			late = nil
 		}
-		return nil
+		err := context.Cause(ctx)
+		if errors.Is(err, context.Canceled) {
+			err = nil
+		}
+		select {
+		case <-ended:
+			return err
+		case <-late:
+			return errors.Join(err, fmt.Errorf("what is to end with it: %w", parts.ErrStuck))
+		}
 	}
 }
 

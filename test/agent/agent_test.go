@@ -389,3 +389,37 @@ func TestBeside(t *testing.T) {
 		t.Errorf("the second ended with %v; its plugin is there: %t", err, installed())
 	}
 }
+
+// TestStuck holds that SIGTERM ends an agent with a part that hangs, and that its last words name the part, and what it is at.
+func TestStuck(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	r := newRig(t)
+	// Somebody who opens it waits for a writer.
+	fifo := filepath.Join(r.dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.configure(1400, "")
+	text, err := os.ReadFile(filepath.Join(r.dir, "agent.yaml"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(r.dir, "agent.yaml"), []byte(strings.Replace(string(text), "routes:\n", "routes:\n  masquerade-config: "+fifo+"\n", 1)), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.soon("all parts but one are ready", func() bool {
+		ready, _, _, _ := r.status()
+		return ready["hosts"] && ready["proxy"] && ready["cni"] && !ready["routes"] && strings.Contains(netns.Run(t, "ip", "route"), "10.244.2.0/24")
+	})
+	if code := r.stop(syscall.SIGTERM); code != 2 {
+		t.Errorf("it ended with %d", code)
+	}
+	for _, want := range []string{"\nropewalk: routes: it does not end", "masquerade.ReadInside"} {
+		if !strings.Contains(r.log.String(), want) {
+			t.Errorf("it does not say %q", want)
+		}
+	}
+}
