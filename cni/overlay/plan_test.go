@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -26,6 +27,12 @@ func node(name string, fields ...string) Node {
 			n.Addrs = append(n.Addrs, netip.MustParseAddr(f))
 		}
 	}
+	return n
+}
+
+// aged returns a node that was made on that day.
+func aged(day int, n Node) Node {
+	n.Created = time.Date(2026, 1, day, 0, 0, 0, 0, time.UTC)
 	return n
 }
 
@@ -71,7 +78,18 @@ func TestMake(t *testing.T) {
 			want:  []string{"10.244.1.0/24 via 192.0.2.2", "fd00:244:0:1::/64 via 2001:db8::2"},
 			wrong: []string{"node y, pods 10.244.0.0/16: it overlaps with 10.244.0.0/24", "node z, pods 10.244.1.128/25: it overlaps with 10.244.1.0/24"}},
 		"nodes' addresses": {mode: Direct, others: []Node{node("evil", "192.0.2.0/24", "192.0.2.66"), node("d", "10.9.0.0/24", "192.0.2.4")},
-			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node evil, pods 192.0.2.0/24: a node's address, 192.0.2.1, is in it"}},
+			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node evil, pods 192.0.2.0/24: this node's address 192.0.2.1 is in it"}},
+		// A kubelet says of its node that it is where others' pods are: it harms itself alone. Only addresses that count do.
+		"pods' addresses": {mode: Direct, others: []Node{b, node("d", "10.9.0.0/24", "192.0.2.4", "10.244.1.9"), node("evil", "10.10.0.0/24", "10.244.1.7"), node("own", "10.11.0.0/24", "10.11.0.1"), node("us", "10.12.0.0/24", "10.244.0.9")},
+			want: []string{"10.244.1.0/24 via 192.0.2.2", "10.9.0.0/24 via 192.0.2.4", "fd00:244:0:1::/64 via 2001:db8::2"},
+			wrong: []string{"node evil, pods 10.10.0.0/24: its address 10.244.1.7 is a pod's, of 10.244.1.0/24", "node own, pods 10.11.0.0/24: its address 10.11.0.1 is a pod's, of 10.11.0.0/24",
+				"node us, pods 10.12.0.0/24: its address 10.244.0.9 is a pod's, of 10.244.0.0/24"}},
+		"pods' addresses, a tunnel": {mode: VXLAN, others: []Node{node("a-evil", "10.10.0.0/24", "10.244.2.7"), c},
+			want: []string{"10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3"}, wrong: []string{"node a-evil, pods 10.10.0.0/24: its address 10.244.2.7 is a pod's, of 10.244.2.0/24"}},
+		// What is new takes nothing from what was there, whatever it is called.
+		"the older one's": {mode: Direct, others: []Node{aged(9, node("a-evil", "10.9.0.128/25", "192.0.2.66")), aged(3, node("d", "10.9.0.0/24", "192.0.2.4")), aged(3, node("e", "10.9.0.0/16", "192.0.2.5"))},
+			want:  []string{"10.9.0.0/24 via 192.0.2.4"},
+			wrong: []string{"node e, pods 10.9.0.0/16: it overlaps with 10.9.0.0/24", "node a-evil, pods 10.9.0.128/25: it overlaps with 10.9.0.0/24"}},
 		"this node's former name": {mode: Direct, others: []Node{node("old", "10.8.0.0/24", "192.0.2.1"), node("d", "10.9.0.0/24", "192.0.2.4")},
 			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node old, pods 10.8.0.0/24: its address 192.0.2.1 is this node's"}},
 		"this node's former name, a tunnel": {mode: VXLAN, others: []Node{node("old", "fd00:8::/64", "192.0.2.1")},
@@ -181,6 +199,7 @@ func TestPlanner(t *testing.T) {
 						odd := []string{"10.0.1.0/25", "10.0.0.0/16", "192.0.2.0/24", "fd00::/60", "10.0.2.0/24", "::/0"}
 						n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(odd[r.IntN(len(odd))]))
 						n.Addrs[0] = netip.MustParseAddr([]string{"192.0.2.1", "10.0.3.7", "192.0.2.9"}[r.IntN(3)])
+						n = aged(1+r.IntN(3), n)
 					}
 					if r.IntN(3) == 0 {
 						n = Node{}

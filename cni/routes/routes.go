@@ -325,7 +325,7 @@ func (r *Routes) view() (v view, err error) {
 	return v, nil
 }
 
-// others returns all other nodes by their names, in order.
+// others returns all other nodes, in an order of their names.
 func (r *Routes) others() (out []overlay.Node) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -341,7 +341,7 @@ func (r *Routes) others() (out []overlay.Node) {
 func nodeOf(n *cluster.Node) overlay.Node {
 	out := overlay.Node{Name: n.Name, PodCIDRs: n.PodCIDRs}
 	if n.Net != nil {
-		out.Addrs = slices.Concat(n.Net.InternalIPs, n.Net.ExternalIPs)
+		out.Addrs, out.Created = slices.Concat(n.Net.InternalIPs, n.Net.ExternalIPs), n.Net.Created
 	}
 	return out
 }

@@ -233,7 +233,17 @@ func TestRun(t *testing.T) {
 	name("")
 	outside(clusternet.Node4)
 	// A node that is wrong harms nobody else.
-	r.put(node("evil", []string{"0.0.0.0/0", clusternet.FarCIDR4}, []string{"192.0.2.66"}))
+	evil := node("evil", []string{"0.0.0.0/0", clusternet.FarCIDR4}, []string{"192.0.2.66"})
+	evil.Net.Created = time.Now()
+	r.put(evil)
+	r.put(node("liar", []string{"10.251.0.0/24"}, []string{clusternet.Far4, clusternet.Far6}))
+	r.put(node("n4", []string{"10.250.0.0/24"}, []string{clusternet.Outside4}))
+	r.soon(func() string {
+		if out := netns.Run(t, "ip", "route"); !strings.Contains(out, "10.250.0.0/24") || !strings.Contains(out, clusternet.FarCIDR4) || strings.Contains(out, "10.251.0.0/24") {
+			return "with a node that says it is where pods are: " + out
+		}
+		return ""
+	})
 	r.reaches()
 	r.put(without)
 	r.soon(func() string {
