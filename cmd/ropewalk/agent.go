@@ -291,7 +291,7 @@ func routesPart(c routes.Config, log *slog.Logger, reg prometheus.Registerer) (p
 	if err != nil {
 		return parts.Running{}, err
 	}
-	return parts.Running{Run: together(run...), Ready: r.Ready, Consumer: cluster.Consumer{Interest: routes.Interest(), Sink: r}}, nil
+	return parts.Running{Run: together(run...), Ready: r.Ready, Degraded: r.Degraded, Consumer: cluster.Consumer{Interest: routes.Interest(), Sink: r}}, nil
 }
 
 // newRoutesParts returns what leads packets to pods, and all that runs for it.

@@ -108,7 +108,8 @@ type Plan struct {
 var ErrNode = errors.New("node")
 
 // Make returns what self is to have for others, and what is wrong with some of these, which are left out. direct says of an address
-// whether it is on a link of this node's, so that no tunnel is needed; nil means no for all. In the mode Direct it is taken for yes.
+// whether it is on a link of this node's, so that no tunnel is needed; nil means no for all. In the mode Direct nil means yes for all, and nodes that are on
+// no link are left out.
 //
 // A Node's podCIDRs are the controller manager's word, and nobody can change them any more; its addresses are what its kubelet says, and it may say what
 // it likes (NodeRestriction). So a node is left out whose address is in a range of pods, its own or another's, and others lose nothing by it. Of
@@ -128,6 +129,9 @@ func (x *Planner) lead(p *Plan, n Node, pods netip.Prefix) error {
 		}
 		if err := x.reachable(next); err != nil {
 			return err
+		}
+		if direct != nil && !direct(next) {
+			return fmt.Errorf("its address %s is on no link of this node's", next)
 		}
 		p.Routes[pods] = Route{Dst: pods, Via: next}
 		return nil

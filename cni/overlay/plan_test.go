@@ -64,6 +64,8 @@ func TestMake(t *testing.T) {
 	}{
 		"nobody": {mode: Direct},
 		"direct": {mode: Direct, others: []Node{c, b, self}, want: []string{"10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 198.51.100.3", "fd00:244:0:1::/64 via 2001:db8::2"}},
+		"direct, far away": {mode: Direct, direct: near, others: []Node{b, c}, want: []string{"10.244.1.0/24 via 192.0.2.2"}, wrong: []string{
+			"node b, pods fd00:244:0:1::/64: its address 2001:db8::2 is on no link of this node's", "node c, pods 10.244.2.0/24: its address 198.51.100.3 is on no link of this node's"}},
 		"a tunnel": {mode: VXLAN, others: []Node{b, c}, want: []string{
 			"10.244.1.0/24 via 10.244.1.0 in the tunnel to 192.0.2.2", "10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3",
 			"fd00:244:0:1::/64 via fe80::ac63:dfff:fe4c:8601 in the tunnel to 192.0.2.2"}},
@@ -180,6 +182,12 @@ func TestPlanner(t *testing.T) {
 			self := node("self", "10.0.0.0/24", "fd00::/64", "192.0.2.1", "2001:db8::1")
 			near := func(a netip.Addr) bool { return a.AsSlice()[a.BitLen()/8-1]&1 == 0 }
 			nodes, direct := map[string]Node{}, near
+			switch {
+			case mode == Direct && wrong == 0:
+				direct = nil
+			case mode == Direct:
+				direct = func(a netip.Addr) bool { return a.AsSlice()[a.BitLen()/8-1] != 7 }
+			}
 			plan, _ := x.Make(mode, self, nil, direct)
 			followed := 0
 			for step := range 500 {

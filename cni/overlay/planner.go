@@ -16,7 +16,8 @@ type Planner struct {
 	nodes  map[string]Node // the others by their names
 	taken  ranges
 	plan   Plan
-	fine   bool // nothing is wrong with any node
+	left   int  // ranges that are left out
+	fine   bool // none is
 }
 
 // Make is the function Make. The Plan changes with Change.
@@ -74,7 +75,8 @@ func (x *Planner) Make(mode Mode, self Node, others []Node, direct func(netip.Ad
 			wrong(r.n, r.pods, err)
 		}
 	}
-	x.fine = len(errs) == 0
+	x.left = len(errs) + more
+	x.fine = x.left == 0
 	return x.plan, joined(errs, more)
 }
 
@@ -119,6 +121,9 @@ func (x *Planner) Change(nodes map[string]Node) (gone, come Plan, ok bool) {
 	x.fine = true
 	return gone, come, true
 }
+
+// Left returns how many ranges of pods the plan leaves out.
+func (x *Planner) Left() int { return x.left }
 
 func (x *Planner) leadAll(p *Plan, n Node) error {
 	if x.mode == Cloud {

@@ -99,7 +99,7 @@ type Routes struct {
 	limit   limit
 }
 
-type counts struct{ nodes, routes int }
+type counts struct{ nodes, routes, left int }
 
 // objects are what matters of those of a kind.
 type objects[T any] struct {
@@ -402,7 +402,7 @@ func (r *Routes) put(v view) error {
 	if now {
 		r.antispoof()
 	}
-	return errors.Join(err, r.limited(missing(err, r.plan, kernel.Device)), r.announce(v, kernel.MTU))
+	return errors.Join(err, r.nowhere(), r.limited(missing(err, r.plan, kernel.Device)), r.announce(v, kernel.MTU))
 }
 
 // forward has the kernel let packets of pods through. Links are looked at with everything else, and when the node's addresses have changed.
@@ -423,7 +423,7 @@ func (r *Routes) forward(self overlay.Node, plan overlay.Plan, now bool) (change
 // lead has the kernel lead packets to nodes: to those that have changed where that is all there is to do.
 func (r *Routes) lead(v view, k overlay.Kernel, now bool) (changes int, err error) {
 	direct := r.onLink
-	if !r.config.NearDirect {
+	if !r.config.NearDirect && r.config.Mode != overlay.Direct {
 		direct = nil
 	}
 	looks := r.keeper.Looks()
@@ -434,7 +434,7 @@ func (r *Routes) lead(v view, k overlay.Kernel, now bool) (changes int, err erro
 		whole = !ok
 		if ok {
 			r.inside.change(v.changed)
-			r.tell(nil, counts{v.others, len(r.plan.Routes)})
+			r.tell(nil, counts{v.others, len(r.plan.Routes), 0})
 			if !now {
 				if changes, ok := r.keeper.Change(k, gone, come); ok {
 					return changes, nil
@@ -447,7 +447,7 @@ func (r *Routes) lead(v view, k overlay.Kernel, now bool) (changes int, err erro
 		r.plan, r.wrong = r.planner.Make(r.config.Mode, v.self, others, direct)
 		r.inside.reset(others)
 		r.behind = false
-		r.tell(r.wrong, counts{len(others), len(r.plan.Routes)})
+		r.tell(r.wrong, counts{len(others), len(r.plan.Routes), r.planner.Left()})
 		if r.plan.Routes == nil || r.config.Mode == overlay.VXLAN && r.plan.Tunnel == nil {
 			return 0, r.wrong
 		}
@@ -463,6 +463,25 @@ func (r *Routes) onLink(a netip.Addr) bool {
 		r.near[a] = near
 	}
 	return near
+}
+
+// nowhere returns an error if packets get to no other node at all, though there are some. It is then that this node is to blame, or the mode. That some
+// nodes are left out is no reason for this one to be not ready: one that is far from all others would stop each rollout for good.
+func (r *Routes) nowhere() error {
+	if r.config.Mode != overlay.Direct || len(r.plan.Routes) > 0 || r.planner.Left() == 0 {
+		return nil
+	}
+	return fmt.Errorf("no other node can be reached; are they on one link, as --overlay direct needs? %w", r.wrong)
+}
+
+// Degraded returns an error that says which nodes are left out; nil if none are.
+func (r *Routes) Degraded() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.told == "" {
+		return nil
+	}
+	return errors.New("some nodes' pods cannot be reached: " + r.told)
 }
 
 // tell logs what is wrong with nodes, once.

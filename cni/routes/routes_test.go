@@ -437,6 +437,46 @@ func TestTakeover(t *testing.T) {
 	r.reaches()
 }
 
+// TestFar holds that without a tunnel a node that is on no link is told of, and counted, and no reason for this one to be not ready, until it is on a
+// link; and that this one is not ready while all others are on none.
+func TestFar(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	far := node("far", []string{"10.252.0.0/24"}, []string{"203.0.113.9"})
+	r := start(t, Config{Mode: overlay.Direct}, self, far)
+	r.soon(func() string {
+		if err := r.routes.Ready(); err == nil || !strings.Contains(err.Error(), "no other node can be reached") || !strings.Contains(err.Error(), "203.0.113.9 is on no link") {
+			return fmt.Sprint("none is on a link: ", err)
+		}
+		return ""
+	})
+	left := func(want int) {
+		t.Helper()
+		r.soon(func() string {
+			r.routes.mu.Lock()
+			have := r.routes.desired.left
+			r.routes.mu.Unlock()
+			if err, degraded := r.routes.Ready(), r.routes.Degraded(); err != nil || have != want || (degraded != nil) != (want > 0) {
+				return fmt.Sprintf("%d left out, %v, %v; want %d", have, err, degraded, want)
+			}
+			return ""
+		})
+	}
+	r.put(second)
+	left(1)
+	if out := netns.Run(t, "ip", "route"); strings.Contains(out, "10.252.0.0/24") || !strings.Contains(out, clusternet.FarCIDR4) {
+		t.Error(out)
+	}
+	netns.Batch(t, "", "link add far0 type veth peer name far1\nlink set far0 up\nlink set far1 up\naddr add 203.0.113.1/24 dev far0\n")
+	left(0)
+	if out := netns.Run(t, "ip", "route"); !strings.Contains(out, "10.252.0.0/24 via 203.0.113.9") {
+		t.Error(out)
+	}
+	netns.Batch(t, "", "link del far0\n")
+	left(1)
+}
+
 // TestLinkMTU holds that a default route of several hops counts, too, and that the smallest link does.
 func TestLinkMTU(t *testing.T) {
 	t.Parallel()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -228,6 +229,21 @@ func TestAgent(t *testing.T) {
 	if len(watches) < 6 {
 		t.Errorf("watched are %v", watches)
 	}
+
+	// A node that is on no link is told of, and the agent is ready.
+	r.api.Load([]byte(`
+apiVersion: v1
+kind: Node
+metadata: {name: far}
+spec: {podCIDRs: [10.244.3.0/24]}
+status:
+  addresses: [{type: InternalIP, address: 198.51.100.3}]
+`))
+	r.soon("the far node is told of", func() bool {
+		_, counts, _, exit := r.status()
+		out, err := exec.Command(os.Getenv(program.Ropewalk), "status").Output()
+		return exit == 0 && err == nil && counts["ranges that are not reached"] == 1 && regexp.MustCompile(`(?m)^routes +degraded .* node far, `).Match(out)
+	})
 
 	// Another MTU is a matter of routes alone.
 	r.configure(1300, "")

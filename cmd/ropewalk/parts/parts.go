@@ -37,6 +37,8 @@ type Running struct {
 	Run func(context.Context) error
 	// Ready returns nil while all is as it should be.
 	Ready func() error
+	// Degraded returns what is not as it should be though it is no reason not to be ready, if anything; it may be nil.
+	Degraded func() error
 	// Consumer is what the part hears of the cluster; without a Sink it hears nothing.
 	Consumer cluster.Consumer
 }
@@ -304,6 +306,8 @@ type State struct {
 	// Ready says that all is as it should be; Error, why not.
 	Ready bool   `json:"ready"`
 	Error string `json:"error,omitempty"`
+	// Degraded is what is not as it should be though all that this node can do is done.
+	Degraded string `json:"degraded,omitempty"`
 	// Since is when it was started last, Failures how often it has failed one time after the other.
 	Since    time.Time `json:"since,omitzero"`
 	Failures int       `json:"failures,omitempty"`
@@ -317,6 +321,11 @@ func (s *Supervisor) States() []State {
 		var err error
 		if i.again.IsZero() {
 			err = i.running.Ready()
+			if degraded := i.running.Degraded; degraded != nil {
+				if d := degraded(); d != nil {
+					st.Degraded = d.Error()
+				}
+			}
 		} else {
 			err = fmt.Errorf("%w; it is started again in %v", i.err, time.Until(i.again).Round(time.Second))
 		}
