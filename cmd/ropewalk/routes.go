@@ -97,7 +97,7 @@ func (f *routesFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.Kernel.Port, "vxlan-port", 8472, "the tunnel's port of UDP, which firewalls between nodes must let through")
 	flags.BoolVar(&f.Masquerade, "masquerade", true, "give packets of pods that leave the cluster the node's address")
 	flags.StringSliceVar(&f.inside, "non-masquerade-cidr", nil, "ranges that see pods' own addresses, besides the cluster's")
-	flags.StringVar(&f.InsideFile, "masquerade-config", "", "file of ip-masq-agent's, whose nonMasqueradeCIDRs are such ranges, too; read again each minute")
+	flags.StringVar(&f.InsideFile, "masquerade-config", "", "file of ip-masq-agent's: more such ranges, and masqLinkLocal; read again each minute")
 	flags.BoolVar(&f.Antispoof, "antispoof", true, "with --cni-mode routed, drop what pods send from IPv6 addresses that are not theirs")
 	flags.StringVar(&f.CNIMode, "cni-mode", "routed", "how pods are attached to their node: "+strings.Join(cniModes, ", "))
 	flags.StringVar(&f.Bridge, "bridge", "", "with --cni-mode bridge, what the bridge is called (default: rw0)")

@@ -38,7 +38,7 @@ type Config struct {
 	// Masquerade gives packets of pods that leave the cluster the node's address, but for those to Inside, besides what the cluster says is inside.
 	Masquerade bool
 	Inside     []netip.Prefix
-	// InsideFile has more of these (masquerade.ReadInside), read again at each look, a minute after the last one at most; none if empty.
+	// InsideFile has more of these (masquerade.ReadFile), read again at each look, a minute after the last one at most; none if empty.
 	InsideFile string
 	// Antispoof drops what pods in mode routed send from IPv6 addresses that are not theirs.
 	Antispoof bool
@@ -91,6 +91,7 @@ type Routes struct {
 	wrong   error // with nodes
 	behind  bool  // these, or what is inside, do not know all of the views so far
 	inside  inside
+	file    masquerade.File     // as it was last right
 	mtu     int                 // as of the last look
 	near    map[netip.Addr]bool // which are on a link, as of the last look
 	loose   []netip.Addr        // whose links were looked at, as of the last look
@@ -579,21 +580,23 @@ func (r *Routes) masquerade(v view, now bool) error {
 		r.removed = true
 		return nil
 	}
-	var more []netip.Prefix
+	var wrong error
 	if r.config.InsideFile != "" {
-		var err error
-		if more, err = masquerade.ReadInside(r.config.InsideFile); err != nil {
-			r.metrics.failures.Inc()
-			return errors.New(err.Error()) // what was there last stays; that a file may not be read is not the kernel's refusal (missing)
+		file, err := masquerade.ReadFile(r.config.InsideFile)
+		if err == nil {
+			r.file = file
+		} else { // the last one that was right holds, or none: packets with the node's address get farther than those of pods that are not masqueraded at all
+			wrong = errors.New(err.Error()) // that a file may not be read is not the kernel's refusal (missing)
 		}
 	}
-	own := slices.Concat(r.config.Inside, more, v.cidrs, prefixesOf(v.self))
-	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: r.inside.with(own)}
+	own := slices.Concat(r.config.Inside, r.file.Inside, v.cidrs, prefixesOf(v.self))
+	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: r.inside.with(own), LinkLocal: r.file.LinkLocal, LinkLocal6: r.file.LinkLocal6}
 	changed, err := r.tables.Apply(c, now)
-	if err != nil {
-		r.metrics.failures.Inc()
-	} else if changed {
+	if changed {
 		r.metrics.changes.Inc()
+	}
+	if err = errors.Join(wrong, err); err != nil {
+		r.metrics.failures.Inc()
 	}
 	return err
 }

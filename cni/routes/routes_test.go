@@ -230,7 +230,23 @@ func TestRun(t *testing.T) {
 		return ""
 	})
 	outside(clusternet.Pod4(0))
+	const metadata = "169.254.169.254"
+	netns.Batch(t, clusternet.Outside, "addr add "+metadata+"/32 dev lo\n")
+	netns.Batch(t, "", "route add "+metadata+" via "+clusternet.Outside4+"\n")
+	clusternet.Serve(t, clusternet.Outside, metadata+":80")
+	sees := func(address, want string) {
+		t.Helper()
+		r.soon(func() string {
+			if _, client, err := clusternet.AskFor(t, time.Second, clusternet.Pod(0), "tcp", address+":80"); err != nil || client != want {
+				return fmt.Sprintf("%s sees %q, %v; want %s", address, client, err, want)
+			}
+			return ""
+		})
+	}
+	name("masqLinkLocal: true")
+	sees(metadata, clusternet.Node4)
 	name("")
+	sees(metadata, clusternet.Pod4(0))
 	outside(clusternet.Node4)
 	// A node that is wrong harms nobody else.
 	evil := node("evil", []string{"0.0.0.0/0", clusternet.FarCIDR4}, []string{"192.0.2.66"})
@@ -435,6 +451,43 @@ func TestTakeover(t *testing.T) {
 	}
 	r.put(node("n3", nil, []string{clusternet.Outside4}))
 	r.reaches()
+}
+
+// TestBadFile holds that pods reach what is outside though the file of what is inside is wrong from the beginning, that the node is not ready then, and
+// that what is inside follows the nodes meanwhile.
+func TestBadFile(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	file := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(file, []byte("nonMasqueradeCIDRs:\n- "+clusternet.Outside4+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: file}, self, second)
+	clusternet.Serve(t, clusternet.Outside, clusternet.Outside4+":80")
+	netns.Batch(t, clusternet.Outside, "route add "+clusternet.PodCIDR4+" via "+clusternet.Node4+"\n")
+	sees := func(want string) {
+		t.Helper()
+		r.soon(func() string {
+			_, client, err := clusternet.AskFor(t, time.Second, clusternet.Pod(0), "tcp", clusternet.Outside4+":80")
+			if ready := r.routes.Ready(); err != nil || client != want || ready == nil || !strings.Contains(ready.Error(), file+":2: ") {
+				return fmt.Sprintf("outside sees %q, %v; want %s; %v", client, err, want, ready)
+			}
+			return ""
+		})
+	}
+	sees(clusternet.Node4)
+	r.put(node("n3", nil, []string{clusternet.Outside4}))
+	sees(clusternet.Pod4(0))
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.soon(func() string {
+		if err := r.routes.Ready(); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
 }
 
 // TestFar holds that without a tunnel a node that is on no link is told of, and counted, and no reason for this one to be not ready, until it is on a

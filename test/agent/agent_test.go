@@ -433,7 +433,7 @@ func TestStuck(t *testing.T) {
 	if code := r.stop(syscall.SIGTERM); code != 2 {
 		t.Errorf("it ended with %d", code)
 	}
-	for _, want := range []string{"\nropewalk: routes: it does not end", "masquerade.ReadInside"} {
+	for _, want := range []string{"\nropewalk: routes: it does not end", "masquerade.ReadFile"} {
 		if !strings.Contains(r.log.String(), want) {
 			t.Errorf("it does not say %q", want)
 		}
