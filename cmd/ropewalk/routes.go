@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -159,11 +160,16 @@ func newCleanupRoutes() *cobra.Command {
 		Short: "Take the routes to other nodes' pods, the tunnel and the masquerading away",
 		Long: `routes removes the routes of the protocol 82, the device rw-vxlan and the nftables tables ropewalk-masquerade and
 ropewalk-antispoof. Pods of this node and others do not reach each other any more. Run it when "ropewalk routes" has
-ended for good. It is no error that there is nothing to remove. What "ropewalk routes" has said to be missing
-(/run/ropewalk/limited) goes, too.`,
+ended for good, or the agent: while one runs it is refused, as all would be made again. It is no error that there is
+nothing to remove. What "ropewalk routes" has said to be missing (/run/ropewalk/limited) goes, too.`,
 		Example: "  ropewalk cleanup routes",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			release, err := holdNetwork("routes", cmd.CommandPath())(slog.Default())
+			if err != nil {
+				return err
+			}
+			defer release()
 			k := overlay.Kernel{Device: tunnelDevice}
 			if err := k.Remove(); err != nil {
 				return err

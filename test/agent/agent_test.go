@@ -347,9 +347,13 @@ func TestBeside(t *testing.T) {
 	pid := fmt.Sprint("pid ", r.agent.Process.Pid)
 	for _, args := range [][]string{
 		{"routes", "--overlay", "vxlan", "--metrics", "", "--conf-dir", "", "--data-dir", r.dir}, {"proxy", "--metrics", "", "--healthz", ""},
-		{"hosts", "run", "--metrics", "", "--kubelet-dir", filepath.Join(r.dir, "kubelet")},
+		{"hosts", "run", "--metrics", "", "--kubelet-dir", filepath.Join(r.dir, "kubelet")}, {"cleanup", "proxy"}, {"cleanup", "routes"},
 	} {
-		out, err := r.command(args...).CombinedOutput()
+		cmd := r.command(args...)
+		if args[0] == "cleanup" {
+			cmd = exec.Command(os.Getenv(program.Ropewalk), args...)
+		}
+		out, err := cmd.CombinedOutput()
 		if err == nil || !strings.Contains(string(out), pid) || !strings.Contains(string(out), "end that one") {
 			t.Errorf("%s: %v\n%s", args[0], err, out)
 		}
