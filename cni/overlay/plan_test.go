@@ -177,7 +177,7 @@ func TestAllWrong(t *testing.T) {
 func TestPlanner(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, mode := range []Mode{Direct, VXLAN, Cloud} {
-		for _, wrong := range []int{0, 20} { // of 100
+		for _, wrong := range []int{0, 3, 20} { // of 100
 			var x Planner
 			self := node("self", "10.0.0.0/24", "fd00::/64", "192.0.2.1", "2001:db8::1")
 			near := func(a netip.Addr) bool { return a.AsSlice()[a.BitLen()/8-1]&1 == 0 }
@@ -205,8 +205,10 @@ func TestPlanner(t *testing.T) {
 					}
 					if r.IntN(100) < wrong {
 						odd := []string{"10.0.1.0/25", "10.0.0.0/16", "192.0.2.0/24", "fd00::/60", "10.0.2.0/24", "::/0"}
-						n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(odd[r.IntN(len(odd))]))
-						n.Addrs[0] = netip.MustParseAddr([]string{"192.0.2.1", "10.0.3.7", "192.0.2.9"}[r.IntN(3)])
+						if r.IntN(2) == 0 {
+							n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(odd[r.IntN(len(odd))]))
+						}
+						n.Addrs[0] = netip.MustParseAddr([]string{"192.0.2.1", "10.0.3.7", "10.0.5.7", "192.0.2.9"}[r.IntN(4)])
 						n = aged(1+r.IntN(3), n)
 					}
 					if r.IntN(3) == 0 {

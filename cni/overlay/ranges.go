@@ -89,13 +89,8 @@ func (r *ranges) forget(n Node) {
 	r.locate(n, -1)
 }
 
-// admit takes in a node. It returns false if anything of it is in the way of another's, or another's of it, or of a length that is not known.
+// admit takes in a node. It returns false if a range of it is in the way of another's, or has another's address in it, or is of a length that is not known.
 func (r *ranges) admit(n Node) bool {
-	for _, a := range n.first() {
-		if _, ok := r.of(a); ok {
-			return false
-		}
-	}
 	r.locate(n, 1)
 	for _, p := range n.PodCIDRs {
 		p = p.Masked()
