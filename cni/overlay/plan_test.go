@@ -247,6 +247,19 @@ func TestPlanner(t *testing.T) {
 	}
 }
 
+// TestForgotten holds that a node that is gone is in nobody's way.
+func TestForgotten(t *testing.T) {
+	var x Planner
+	if _, err := x.Make(Direct, node("self", "10.0.0.0/24", "192.0.2.1"), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range []Node{node("a", "10.0.8.0/24", "10.0.9.7"), {}, node("a", "10.0.9.0/24", "192.0.2.2"), {}, node("a", "10.0.8.0/24", "10.0.9.7")} {
+		if _, _, ok := x.Change(map[string]Node{"a": n}); !ok {
+			t.Errorf("step %d is not followed", i)
+		}
+	}
+}
+
 // BenchmarkMake is what the plan of 5,000 nodes costs, whose names, ranges and addresses have nothing to do with each other, and to find out in what
 // it differs from the one before.
 func BenchmarkMake(b *testing.B) {
