@@ -29,8 +29,8 @@ func holdNetwork(part, me string) holds {
 
 // holdHosts is for the hosts files below a kubelet's directory. While the kubelet has made none there is nothing to hold.
 func holdHosts(c hostsmgr.Config) holds {
-	return func(*slog.Logger) (func(), error) {
-		release, err := hold.Folder(filepath.Join(c.KubeletDir, "pods"))
+	return func(log *slog.Logger) (func(), error) {
+		release, err := hold.Folder(filepath.Join(c.KubeletDir, "pods"), log)
 		if errors.Is(err, fs.ErrNotExist) {
 			return func() {}, nil
 		}
@@ -40,11 +40,11 @@ func holdHosts(c hostsmgr.Config) holds {
 
 // holdPlugins is for the folder of CNI plugins: one that ends writes nothing after the one that takes its place has.
 func holdPlugins(dir string) holds {
-	return func(*slog.Logger) (func(), error) {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, err
+	return func(log *slog.Logger) (func(), error) {
+		if err := os.MkdirAll(dir, 0o755); err != nil { // the part says so, and goes on trying
+			return func() {}, nil
 		}
-		release, err := hold.Folder(dir)
+		release, err := hold.Folder(dir, log)
 		return release, conflict("cni", err)
 	}
 }

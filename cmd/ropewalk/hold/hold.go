@@ -25,7 +25,8 @@ var ErrHeld = errors.New("another process does it already")
 // of the holder.
 //
 // It is a socket of the abstract namespace (unix(7)), which is the network namespace's own. Anybody may make one there, but who is not root cannot
-// do any of the work, and one at which nobody answers is none of ours: such are passed over.
+// do any of the work, and one at which nobody answers is none of ours: such are passed over. What keeps two from fighting is no reason for one not to
+// work: if nothing can be held the log is told.
 func Namespace(part, me string, log *slog.Logger) (release func(), err error) {
 	name := "@ropewalk/" + part
 	var who string
@@ -39,8 +40,8 @@ func Namespace(part, me string, log *slog.Logger) (release func(), err error) {
 			}()
 			return func() { l.Close(); <-done }, nil
 		}
-		if !errors.Is(err, unix.EADDRINUSE) {
-			return nil, fmt.Errorf("the socket %s: %w", name, err)
+		if !errors.Is(err, unix.EADDRINUSE) { // such sockets may be forbidden, by a unit of systemd, say
+			break
 		}
 		var root bool
 		switch who, root, err = ask(name); {
@@ -54,7 +55,7 @@ func Namespace(part, me string, log *slog.Logger) (release func(), err error) {
 		}
 		break
 	}
-	log.Warn("somebody has a socket by which one agent keeps others away, and is none", "socket", name, "who", who, "error", err)
+	log.Warn("another process that does the same would not be noticed: the socket that tells of it cannot be had", "socket", name, "who", who, "error", err)
 	return func() {}, nil
 }
 
@@ -117,8 +118,8 @@ func ask(name string) (who string, root bool, err error) {
 	return who, peer.Uid == 0, nil
 }
 
-// Folder holds a folder until release, by a lock of its own (flock(2)): wherever it is mounted, it is the same.
-func Folder(path string) (release func(), err error) {
+// Folder holds a folder until release, by a lock of its own (flock(2)): wherever it is mounted, it is the same. The log is told if its file system has none.
+func Folder(path string, log *slog.Logger) (release func(), err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -131,7 +132,8 @@ func Folder(path string) (release func(), err error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("%w: %s", ErrHeld, locker(f))
 	}
-	return nil, fmt.Errorf("locking %s: %w", path, err)
+	log.Warn("another process that does the same would not be noticed: the folder cannot be locked", "path", path, "error", err)
+	return func() {}, nil
 }
 
 // locker returns who has locked a file, if it is one of the processes that are seen from here.

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	_, err := Namespace("routes", "ropewalk routes", slog.Default())
-	_, err2 := Folder(path)
+	_, err2 := Folder(path, slog.Default())
 	fmt.Println(errors.Join(err, err2))
 	select {}
 }
@@ -58,7 +58,7 @@ func TestHold(t *testing.T) {
 	}
 	take := map[string]func() (func(), error){
 		"namespace": func() (func(), error) { return Namespace("routes", "a test", slog.Default()) },
-		"folder":    func() (func(), error) { return Folder(link) },
+		"folder":    func() (func(), error) { return Folder(link, slog.Default()) },
 	}
 	for name, f := range take {
 		_, err := f()
@@ -145,7 +145,7 @@ func TestStrangers(t *testing.T) {
 		}
 		out.Reset()
 		release, err := Namespace("proxy", "", log)
-		if err != nil || !strings.Contains(out.String(), "is none") {
+		if err != nil || !strings.Contains(out.String(), "would not be noticed") {
 			t.Errorf("%s: %v, %s", what, err, &out)
 		} else {
 			release()
