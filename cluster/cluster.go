@@ -319,6 +319,8 @@ type NodeNet struct {
 	// Leaving says that the node is on its way out, so that no new connections are to be led to it from outside (KEP-3836): it is being
 	// deleted, or has the taint ToBeDeletedByClusterAutoscaler.
 	Leaving bool `json:",omitempty"`
+	// Created is when the API server has made the object (metadata.creationTimestamp, in UTC): nobody else can say so. Zero if that is not known.
+	Created time.Time `json:",omitzero"`
 }
 
 // LeavingTaint is what the cluster autoscaler marks nodes with that it is about to delete.

@@ -56,6 +56,8 @@ func Add(args *skel.CmdArgs) error {
 	switch {
 	case errors.Is(err, link.ErrTaken):
 		return undone(types.NewError(CodeTaken, "attaching the pod", err.Error()), release(c.DataDir, args))
+	case errors.Is(err, link.ErrDefault):
+		return undone(types.NewError(types.ErrInvalidNetworkConfig, err.Error(), secondNetwork), release(c.DataDir, args))
 	case err != nil:
 		return undone(kernelError("attaching the pod", err), release(c.DataDir, args))
 	}
@@ -72,6 +74,9 @@ func Add(args *skel.CmdArgs) error {
 	}
 	return nil
 }
+
+// secondNetwork is what to do where this plugin attaches a pod to a further network, as Multus has it done.
+const secondNetwork = `a further network is of mode "bridge", and has "isDefaultGateway": false; mode "routed" is for the network that has the default route`
 
 // allocate leases addresses. What a pod asks for by itself it does not get while it rests: it may have been made to get the packets of
 // the pod before.
@@ -107,7 +112,9 @@ func result(c Config, s link.Spec, netns string) *current.Result {
 			Address:   *link.IPNet(s.Network(i)),
 			Gateway:   gateway,
 		})
-		r.Routes = append(r.Routes, &types.Route{Dst: *link.IPNet(link.Default(a)), GW: gateway})
+		if s.HasDefault() {
+			r.Routes = append(r.Routes, &types.Route{Dst: *link.IPNet(link.Default(a)), GW: gateway})
+		}
 	}
 	return r
 }

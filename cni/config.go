@@ -81,6 +81,7 @@ type entry struct {
 	Bridge         string   `json:"bridge"`
 	HairpinMode    *bool    `json:"hairpinMode"`
 	MACSpoofCheck  bool     `json:"macspoofchk"`
+	DefaultGateway *bool    `json:"isDefaultGateway"`
 	MTU            int      `json:"mtu"`
 	Ranges         []string `json:"ranges"`
 	LocalhostPorts bool     `json:"localhostPorts"`
@@ -172,11 +173,15 @@ func (e *entry) bridge() (*link.Bridge, error) {
 		if e.MACSpoofCheck {
 			return nil, wrong("macspoofchk", "true", "that is for mode %q: in mode %q no pod is heard by others on its link", bridged, routed)
 		}
+		if e.DefaultGateway != nil && !*e.DefaultGateway {
+			return nil, wrong("isDefaultGateway", "false", "that is for mode %q: in mode %q a pod has no other route", bridged, routed)
+		}
 		return nil, nil
 	default:
 		return nil, wrong("mode", e.Mode, "there are %q and %q", routed, bridged)
 	}
-	b := &link.Bridge{Name: e.Bridge, Hairpin: e.HairpinMode == nil || *e.HairpinMode, SpoofCheck: e.MACSpoofCheck}
+	b := &link.Bridge{Name: e.Bridge, Hairpin: e.HairpinMode == nil || *e.HairpinMode, SpoofCheck: e.MACSpoofCheck,
+		NoDefault: e.DefaultGateway != nil && !*e.DefaultGateway}
 	if b.Name == "" {
 		b.Name = defaultBridge
 	}

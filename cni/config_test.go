@@ -50,6 +50,7 @@ func TestParseConfig(t *testing.T) {
 		{`{"runtimeConfig":{"ipRanges":[{"Subnet":"10.1.0.0/24","RangeStart":"","RangeEnd":"","Gateway":""},[{"subnet":"fd00::/112"}]]}}`,
 			Config{MTU: 1500, DataDir: DefaultDataDir, Pools: pools("10.1.0.0/24", "fd00::/112")}},
 		{`{"mode":"bridge","ranges":["10.0.0.0/24"]}`, Config{MTU: 1500, DataDir: DefaultDataDir, Pools: pools("10.0.0.0/24"), Bridge: &link.Bridge{Name: "rw0", Hairpin: true}}},
+		{`{"mode":"bridge","ranges":["10.0.0.0/24"],"isDefaultGateway":false}`, Config{MTU: 1500, DataDir: DefaultDataDir, Pools: pools("10.0.0.0/24"), Bridge: &link.Bridge{Name: "rw0", Hairpin: true, NoDefault: true}}},
 		{`{"mode":"bridge","bridge":"br7","hairpinMode":false,"macspoofchk":true,"args":{"cni":{"ips":["10.0.0.9"],"mac":"02:00:00:00:00:01"}},
 			"runtimeConfig":{"ipRanges":[[{"subnet":"10.1.0.0/24","rangeStart":"10.1.0.5","gateway":"10.1.0.254"},{"subnet":"10.2.0.0/24","rangeEnd":"10.2.0.9"}],[]],
 			"io.kubernetes.cri.pod-annotations":{"ropewalk.dev/ips":"10.1.0.7, fd00::7","ropewalk.dev/mac":"02:00:00:00:00:03"},"mac":"02:00:00:00:00:02"}}`,

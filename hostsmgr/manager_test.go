@@ -315,6 +315,25 @@ func TestTheNodesFile(t *testing.T) {
 	r.becomes(r.node, nodeHosts)
 }
 
+// TestTheNodesFileIsOpen holds that nothing is written into the node's file while somebody has it open, who may be about to write the rest of it.
+func TestTheNodesFileIsOpen(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.NodeBlock = true })
+	r.start()
+	r.list()
+	r.ready()
+	editor, err := os.OpenFile(r.node, os.O_WRONLY|os.O_TRUNC, 0)
+	r.must(err)
+	defer editor.Close()
+	r.upsert(newConfigMap("cluster", "infra", "m", "10.9.0.3 c.example"))
+	r.eventually("told", func() bool { return r.metric("failures_total", "reason=leased") > 0 })
+	if got := r.read(r.node); got != "" {
+		t.Errorf("written meanwhile: %q", got)
+	}
+	_, err = editor.WriteString(nodeHosts)
+	r.must(errors.Join(err, editor.Close()))
+	r.becomes(r.node, nodeHosts+string(blockOf([]cluster.HostAlias{alias("10.9.0.3", "c.example")})))
+}
+
 // TestTheNodesFileInAllShapes holds that pods on the node's network follow it where it is a link, whatever is done to the link or what
 // it leads to, and whatever is in it.
 func TestTheNodesFileInAllShapes(t *testing.T) {

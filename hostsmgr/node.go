@@ -10,8 +10,12 @@ import (
 	"github.com/ropewalk-net/ropewalk/hostsmgr/podfile"
 )
 
-// nodeSettle is how long a rewrite of the node's file is given to be complete.
-const nodeSettle = 10 * time.Millisecond
+const (
+	// nodeSettle is how long a rewrite of the node's file is given to be complete.
+	nodeSettle = 10 * time.Millisecond
+	// busyMost is how often it is looked, after as long each time, whether nobody has the file open any more, before that is told.
+	busyMost = 100
+)
 
 // node is how the node's hosts file is.
 type node struct {
@@ -20,6 +24,7 @@ type node struct {
 	wrote    bool // the next event may be our own
 	failures int  // in a row
 	failure  string
+	busy     int // how often somebody had it open, in a row
 }
 
 // nodeEvent is called when somebody has written to the node's file, or put another in its place.
@@ -45,6 +50,12 @@ func (w *worker) seeToNode(now time.Time) {
 	if hosts != nil {
 		w.state.setNode(hosts)
 	}
+	if errors.Is(err, podfile.ErrBusy) && n.busy < busyMost { // it may be empty, and be written in a moment: what we wrote meanwhile would be mixed with that
+		n.busy++
+		n.due = now.Add(nodeSettle)
+		return
+	}
+	n.busy = 0
 	if err == nil {
 		if n.failures > 0 {
 			w.log.Info("the node's hosts file is in order again", "path", w.m.config.NodeHostsFile)
@@ -142,13 +153,19 @@ func putBlock(h blockFile, have, want []byte) (n int, err error) {
 	return n, err
 }
 
-// readNode opens the node's hosts file and reads all of it.
+// readNode opens the node's hosts file and reads all of it. To be written to, it has to be open for nobody else.
 func readNode(path string, flags, limit int) (*podfile.File, []byte, error) {
 	h, err := podfile.Open(path, flags)
 	if err != nil {
 		return nil, nil, err
 	}
-	have, err := h.Read(nil, limit)
+	var have []byte
+	if flags == unix.O_RDWR {
+		err = h.Alone()
+	}
+	if err == nil {
+		have, err = h.Read(nil, limit)
+	}
 	if err != nil {
 		h.Close()
 		if errors.Is(err, podfile.ErrTooLarge) {

@@ -347,7 +347,7 @@ func (c *converter) node(o *corev1.Node, f *faults) *cluster.Node {
 }
 
 func (c *converter) net(o *corev1.Node, f *faults) *cluster.NodeNet {
-	n := &cluster.NodeNet{Zone: c.names.get(o.Labels[corev1.LabelTopologyZone])}
+	n := &cluster.NodeNet{Zone: c.names.get(o.Labels[corev1.LabelTopologyZone]), Created: o.CreationTimestamp.UTC()}
 	for _, a := range o.Status.Addresses {
 		switch a.Type {
 		case corev1.NodeInternalIP:

@@ -175,6 +175,7 @@ func TestConvertSliceProxy(t *testing.T) {
 }
 
 func TestConvertNodeNet(t *testing.T) {
+	created := time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("east", 3600))
 	meta := metav1.ObjectMeta{Name: "n1", Labels: map[string]string{corev1.LabelTopologyZone: "zone-a", "failure-domain.beta.kubernetes.io/zone": "old"}}
 	addr := func(typ corev1.NodeAddressType, text string) corev1.NodeAddress {
 		return corev1.NodeAddress{Type: typ, Address: text}
@@ -184,6 +185,7 @@ func TestConvertNodeNet(t *testing.T) {
 		{"all", &corev1.Node{ObjectMeta: meta, Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
 			addr("Hostname", "n1"), addr("ExternalIP", "192.0.2.1"), addr("InternalIP", "10.0.0.1"), addr("InternalDNS", "n1.local"), addr("InternalIP", "fd00::1"), addr("InternalIP", "10.0.0.2")}}},
 			&cluster.Node{Name: "n1", PodCIDRs: ranges("10.1.0.0/24"), Net: &cluster.NodeNet{Zone: "zone-a", InternalIPs: ips("10.0.0.1", "fd00::1", "10.0.0.2"), ExternalIPs: ips("192.0.2.1")}}, nil},
+		{"its age", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", CreationTimestamp: metav1.Time{Time: created}}}, &cluster.Node{Name: "n1", Net: &cluster.NodeNet{Created: created.UTC()}}, nil},
 		{"on its way out", &corev1.Node{ObjectMeta: meta, Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "other"}, {Key: "ToBeDeletedByClusterAutoscaler", Effect: "NoSchedule"}}}},
 			&cluster.Node{Name: "n1", Net: &cluster.NodeNet{Zone: "zone-a", Leaving: true}}, nil},
 		{"being deleted", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", DeletionTimestamp: &metav1.Time{Time: time.Now()}}}, &cluster.Node{Name: "n1", Net: &cluster.NodeNet{Leaving: true}}, nil},

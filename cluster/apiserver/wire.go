@@ -391,7 +391,7 @@ func (r *lean) readNode(b []byte, o *corev1.Node) bool {
 	o.Status.Addresses = o.Status.Addresses[:0]
 	var parts metaParts
 	if r.nodeNet {
-		parts.labels = zoneKey
+		parts.labels, parts.created = zoneKey, true
 	}
 	m := message{rest: b}
 	for m.next() {
@@ -470,7 +470,7 @@ func resetMeta(o *metav1.ObjectMeta) {
 
 // metaParts says what is read of an object's metadata besides what is read of every object's.
 type metaParts struct {
-	uid                 bool
+	uid, created        bool
 	labels, annotations keys
 }
 
@@ -509,6 +509,10 @@ func (r *lean) readMeta(b []byte, o *metav1.ObjectMeta, parts metaParts) bool {
 			}
 		case 6:
 			o.ResourceVersion = m.text()
+		case 8:
+			if parts.created {
+				m.and(o.CreationTimestamp.Unmarshal(m.bytes()) == nil)
+			}
 		case 9:
 			if o.DeletionTimestamp == nil {
 				o.DeletionTimestamp = &metav1.Time{}

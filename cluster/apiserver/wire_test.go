@@ -53,7 +53,7 @@ var (
 		2: {1: nil, 2: {1: nil, 2: nil, 3: nil}, 3: nil, 4: {3: nil}, 6: nil, 7: nil, 8: {1: {1: nil}, 2: {1: nil}}},
 		3: {1: nil, 2: nil, 3: nil}, 4: nil,
 	}
-	readOfNodeNet  = readFields{1: readOfMeta, 2: {1: nil, 5: {1: nil}, 7: nil}, 3: {5: nil}}
+	readOfNodeNet  = readFields{1: {1: nil, 3: nil, 6: nil, 8: nil, 9: nil, 11: readOfEntry, 12: readOfEntry}, 2: {1: nil, 5: {1: nil}, 7: nil}, 3: {5: nil}}
 	readOfPodHosts = readFields{
 		1: {1: nil, 3: nil, 5: nil, 6: nil, 9: nil, 11: readOfEntry, 12: readOfEntry},
 		2: {11: nil, 16: nil, 17: nil, 23: nil, 30: nil, 41: nil},

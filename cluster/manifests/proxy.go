@@ -217,7 +217,7 @@ func endpointProxy(e *discoveryv1.Endpoint) cluster.EndpointProxy {
 }
 
 func nodeNet(o *corev1.Node) *cluster.NodeNet {
-	n := &cluster.NodeNet{Zone: o.Labels[corev1.LabelTopologyZone]}
+	n := &cluster.NodeNet{Zone: o.Labels[corev1.LabelTopologyZone], Created: o.CreationTimestamp.UTC()}
 	for _, a := range o.Status.Addresses {
 		switch a.Type {
 		case corev1.NodeInternalIP:

@@ -234,17 +234,19 @@ func (c *agentConfig) parts() ([]parts.Part, error) {
 	if err != nil {
 		return nil, f.refused("routes", err)
 	}
-	all := map[string]func(*slog.Logger, prometheus.Registerer) (parts.Running, error){
-		"hosts": func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
+	all := map[string]starts{
+		"hosts": alone(holdHosts(p.hosts.config()), func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
 			return hostsPart(p.hosts.config(), l, r)
-		},
-		"proxy": func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
+		}),
+		"proxy": alone(holdNetwork("proxy", "ropewalk agent"), func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
 			return proxyPart(proxyConfig, p.proxy.healthz, l, r)
-		},
-		"routes": func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
+		}),
+		"routes": alone(holdNetwork("routes", "ropewalk agent"), func(l *slog.Logger, r prometheus.Registerer) (parts.Running, error) {
 			return routesPart(routesConfig, l, r)
-		},
-		"cni": func(l *slog.Logger, _ prometheus.Registerer) (parts.Running, error) { return pluginPart(p.plugin, l) },
+		}),
+		"cni": alone(holdPlugins(p.plugin.Dir), func(l *slog.Logger, _ prometheus.Registerer) (parts.Running, error) {
+			return pluginPart(p.plugin, l)
+		}),
 	}
 	var out []parts.Part
 	for _, s := range f.sections {
@@ -289,7 +291,7 @@ func routesPart(c routes.Config, log *slog.Logger, reg prometheus.Registerer) (p
 	if err != nil {
 		return parts.Running{}, err
 	}
-	return parts.Running{Run: together(run...), Ready: r.Ready, Consumer: cluster.Consumer{Interest: routes.Interest(), Sink: r}}, nil
+	return parts.Running{Run: together(run...), Ready: r.Ready, Degraded: r.Degraded, Consumer: cluster.Consumer{Interest: routes.Interest(), Sink: r}}, nil
 }
 
 // newRoutesParts returns what leads packets to pods, and all that runs for it.
@@ -321,18 +323,33 @@ func pluginPart(c install.Config, log *slog.Logger) (parts.Running, error) {
 
 // together runs all until the context ends or one of them does, which ends the others. It returns the first error.
 func together(all ...func(context.Context) error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		ctx, cancel := context.WithCancelCause(ctx)
+	return func(outer context.Context) error {
+		ctx, cancel := context.WithCancelCause(outer)
 		defer cancel(nil)
 		var wg sync.WaitGroup
 		for _, f := range all {
 			wg.Go(func() { cancel(f(ctx)) })
 		}
-		wg.Wait()
-		if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-			return err
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			wg.Wait()
+		}()
+		<-ctx.Done()
+		late := time.After(grace)
+		if outer.Err() != nil { // whoever has ended it knows how long to wait
+			late = nil
 		}
-		return nil
+		err := context.Cause(ctx)
+		if errors.Is(err, context.Canceled) {
+			err = nil
+		}
+		select {
+		case <-ended:
+			return err
+		case <-late:
+			return errors.Join(err, fmt.Errorf("what is to end with it: %w", parts.ErrStuck))
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -179,6 +180,28 @@ func TestBrokenMetric(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestHangs holds that neither what runs for a part nor a process waits for good for something that does not end: not when another fails, and not when
+// all are to end.
+func TestHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		defer close(release)
+		hangs := func(context.Context) error { <-release; return nil }
+		fails := func(context.Context) error { return errors.New("the disk is full") }
+		if err := together(hangs, fails)(t.Context()); !errors.Is(err, parts.ErrStuck) || !strings.Contains(err.Error(), "the disk is full") {
+			t.Error(err)
+		}
+		var log strings.Builder
+		a := &agent{log: slog.New(slog.NewTextHandler(&log, nil))}
+		a.also(hangs)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := a.run(ctx, nil); err == nil || !strings.Contains(log.String(), "TestHangs") {
+			t.Errorf("%v, %s", err, &log)
+		}
+	})
 }
 
 // noSource is one of which nothing is read.

@@ -112,6 +112,11 @@ as they should be by what was last known; ropewalk_source_age_seconds says since
 			if err := a.setup(cmd); err != nil {
 				return err
 			}
+			release, err := holdHosts(manager.Config)(a.log)
+			if err != nil {
+				return err
+			}
+			defer release()
 			manager.Log, manager.Registerer = a.log, a.registry
 			m, err := hostsmgr.New(manager.config())
 			if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -54,6 +55,11 @@ While the API server is away the kernel goes on with what was last known; ropewa
 			if err := a.setup(cmd); err != nil {
 				return err
 			}
+			release, err := holdNetwork("proxy", cmd.CommandPath())(a.log)
+			if err != nil {
+				return err
+			}
+			defer release()
 			if os.Getenv("GOGC") == "" {
 				debug.SetGCPercent(gcPercent)
 			}
@@ -175,8 +181,8 @@ func newCleanupProxy() *cobra.Command {
 		Use:   "proxy",
 		Short: "Take the rules of services out of the kernel",
 		Long: `proxy removes the nftables tables "ip ropewalk" and "ip6 ropewalk". Services cannot be reached from this node any more,
-but connections that are there go on. Run it when "ropewalk proxy" has ended for good. It is no error that
-there is nothing to remove.
+but connections that are there go on. Run it when "ropewalk proxy" has ended for good, or the agent: while one runs it is
+refused, as all would be made again. It is no error that there is nothing to remove.
 
 With --kube-proxy it removes what kube-proxy has left, and nothing of ours: its nftables tables, its chains of iptables and
 the rules that lead there, its virtual servers of IPVS. Run that when kube-proxy has ended; what is not kube-proxy's stays.
@@ -189,10 +195,15 @@ What is removed is printed, a line each.`,
 			if kubeProxy {
 				return cleanupKubeProxy(cmd)
 			}
+			release, err := holdNetwork("proxy", cmd.CommandPath())(slog.Default())
+			if err != nil {
+				return err
+			}
+			defer release()
 			if err := nft.Remove(); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "tables ip ropewalk and ip6 ropewalk")
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), "tables ip ropewalk and ip6 ropewalk")
 			return err
 		},
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -54,6 +55,11 @@ servicecidrs.`,
 			if err := a.setup(cmd); err != nil {
 				return err
 			}
+			release, err := holdNetwork("routes", cmd.CommandPath())(a.log)
+			if err != nil {
+				return err
+			}
+			defer release()
 			r, run, err := newRoutesParts(config, a.log, a.registry)
 			if err != nil {
 				return err
@@ -92,7 +98,7 @@ func (f *routesFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.Kernel.Port, "vxlan-port", 8472, "the tunnel's port of UDP, which firewalls between nodes must let through")
 	flags.BoolVar(&f.Masquerade, "masquerade", true, "give packets of pods that leave the cluster the node's address")
 	flags.StringSliceVar(&f.inside, "non-masquerade-cidr", nil, "ranges that see pods' own addresses, besides the cluster's")
-	flags.StringVar(&f.InsideFile, "masquerade-config", "", "file of ip-masq-agent's, whose nonMasqueradeCIDRs are such ranges, too; read again each minute")
+	flags.StringVar(&f.InsideFile, "masquerade-config", "", "file of ip-masq-agent's: more such ranges, and masqLinkLocal; read again each minute")
 	flags.BoolVar(&f.Antispoof, "antispoof", true, "with --cni-mode routed, drop what pods send from IPv6 addresses that are not theirs")
 	flags.StringVar(&f.CNIMode, "cni-mode", "routed", "how pods are attached to their node: "+strings.Join(cniModes, ", "))
 	flags.StringVar(&f.Bridge, "bridge", "", "with --cni-mode bridge, what the bridge is called (default: rw0)")
@@ -154,11 +160,16 @@ func newCleanupRoutes() *cobra.Command {
 		Short: "Take the routes to other nodes' pods, the tunnel and the masquerading away",
 		Long: `routes removes the routes of the protocol 82, the device rw-vxlan and the nftables tables ropewalk-masquerade and
 ropewalk-antispoof. Pods of this node and others do not reach each other any more. Run it when "ropewalk routes" has
-ended for good. It is no error that there is nothing to remove. What "ropewalk routes" has said to be missing
-(/run/ropewalk/limited) goes, too.`,
+ended for good, or the agent: while one runs it is refused, as all would be made again. It is no error that there is
+nothing to remove. What "ropewalk routes" has said to be missing (/run/ropewalk/limited) goes, too.`,
 		Example: "  ropewalk cleanup routes",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			release, err := holdNetwork("routes", cmd.CommandPath())(slog.Default())
+			if err != nil {
+				return err
+			}
+			defer release()
 			k := overlay.Kernel{Device: tunnelDevice}
 			if err := k.Remove(); err != nil {
 				return err

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cmd/ropewalk/parts"
 )
 
 // agent is what a command that runs on has in common with others: a log, metrics, and parts that end together.
@@ -87,7 +87,11 @@ func (a *agent) handle(pattern string, h http.Handler) { a.paths = append(a.path
 // also adds a part.
 func (a *agent) also(part func(context.Context) error) { a.parts = append(a.parts, part) }
 
-// run runs all parts until ctx ends or one of them fails, which ends the others, and returns its error. ready is what /readyz says.
+// grace is for how long parts may take to end. It is more than a parts.Supervisor gives, and less than the 10 s after which deploy/ has an agent killed.
+const grace = 8 * time.Second
+
+// run runs all parts until ctx ends or one of them fails, which ends the others, and returns its error. ready is what /readyz says. Parts that do not end
+// in time are left behind, for the process to end.
 func (a *agent) run(ctx context.Context, ready func() error) error {
 	if a.address != "" {
 		listener, err := net.Listen("tcp", a.address)
@@ -99,15 +103,30 @@ func (a *agent) run(ctx context.Context, ready func() error) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var wg sync.WaitGroup
+	ended := make(chan error, len(a.parts))
 	for _, part := range a.parts {
-		wg.Go(func() {
-			if err := part(ctx); err != nil {
+		go func() {
+			err := part(ctx)
+			if err != nil {
 				cancel(err)
 			}
-		})
+			ended <- err
+		}()
 	}
-	wg.Wait()
+	done, late := ctx.Done(), (<-chan time.Time)(nil)
+	for left := len(a.parts); left > 0; {
+		select {
+		case err := <-ended:
+			if left--; errors.Is(err, parts.ErrStuck) {
+				return err
+			}
+		case <-done:
+			done, late = nil, time.After(grace)
+		case <-late:
+			a.log.Error("the process ends with parts that do not", "goroutines", parts.Goroutines())
+			return fmt.Errorf("not all parts have ended within %v", grace)
+		}
+	}
 	if err := context.Cause(ctx); ctx.Err() == nil || errors.Is(err, context.Canceled) {
 		a.log.Info("stopped")
 		return nil

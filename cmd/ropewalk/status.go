@@ -42,6 +42,7 @@ var counted = []struct{ metric, what string }{
 	{"ropewalk_proxy_endpoints", "endpoints"},
 	{"ropewalk_routes_nodes", "other nodes"},
 	{"ropewalk_routes_routes", "ranges of pods of other nodes"},
+	{"ropewalk_routes_left_out", "ranges that are not reached"},
 	{"ropewalk_cni_leases", "addresses of pods"},
 }
 
@@ -75,9 +76,9 @@ func newStatus() *cobra.Command {
 		Use:   "status",
 		Short: "Show what the agent on this node is doing",
 		Long: `status asks the agent on this node what it is doing, and shows which parts are ready, why others are not, and how much they
-serve.
+serve. A part that is degraded does all that this node can do, and something else is wrong: with other nodes, say.
 
-Exit codes: 0 if all parts are ready, 1 if some are not, 2 if the agent does not answer.`,
+Exit codes: 0 if all parts are ready, or degraded, 1 if some are not, 2 if the agent does not answer.`,
 		Example: `  ropewalk status
   ropewalk status -o json`,
 		Args: cobra.NoArgs,
@@ -144,14 +145,17 @@ func (st agentStatus) print(w io.Writer, now time.Time) error {
 	}
 	fmt.Fprint(t, "\npart\tstate\tsince\tmessage\n")
 	for _, p := range st.Parts {
-		state, since := "ready", ""
-		if !p.Ready {
+		state, since, message := "ready", "", p.Error
+		switch {
+		case !p.Ready:
 			state = "not ready"
+		case p.Degraded != "":
+			state, message = "degraded", p.Degraded
 		}
 		if !p.Since.IsZero() {
 			since = now.Sub(p.Since).Round(time.Second).String()
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, state, since, strings.ReplaceAll(p.Error, "\n", "; "))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, state, since, strings.ReplaceAll(message, "\n", "; "))
 	}
 	return t.Flush()
 }

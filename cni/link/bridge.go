@@ -25,6 +25,8 @@ type Bridge struct {
 	Hairpin bool
 	// SpoofCheck drops what a pod sends from another hardware address than its own. The kernel has it since Linux 5.18.
 	SpoofCheck bool
+	// NoDefault leaves a pod without a default route: it has one by another interface, and this one is for what is on the bridge.
+	NoDefault bool
 }
 
 // CheckBridgeName returns why a bridge of ours cannot have a name.

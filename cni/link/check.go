@@ -67,7 +67,9 @@ func (s Spec) checkHost(h *netlink.Handle, l netlink.Link) error {
 func (s Spec) checkPod(h *netlink.Handle, l netlink.Link) error {
 	errs := []error{checkAddresses(h, l, s.Networks())}
 	for i := range s.Addrs {
-		errs = append(errs, checkRoute(h, s.podRoute(l.Attrs().Index, i), fmt.Sprintf("default route by %s", s.Gateway(i))))
+		if s.HasDefault() {
+			errs = append(errs, checkRoute(h, s.podRoute(l.Attrs().Index, i), fmt.Sprintf("default route by %s", s.Gateway(i))))
+		}
 		if s.Bridge == nil {
 			errs = append(errs, checkNeighbour(h, neighbour(l.Attrs().Index, s.Gateway(i), s.HostMAC)))
 		}

@@ -17,6 +17,8 @@ var (
 	ErrExists = errors.New("the interface exists already")
 	// ErrTaken says that the hardware address is that of another port of the bridge.
 	ErrTaken = errors.New("hardware address is taken")
+	// ErrDefault says that the pod has a default route already, by another interface.
+	ErrDefault = errors.New("the pod has a default route already, by another interface")
 )
 
 // Absent returns ErrExists if there is an interface of that name in the namespace.
@@ -145,7 +147,13 @@ func (s Spec) setPod(h *netlink.Handle) error {
 				return fmt.Errorf("neighbour %s: %w", s.Gateway(i), err)
 			}
 		}
-		if err := h.RouteAdd(s.podRoute(index, i)); err != nil {
+		if !s.HasDefault() {
+			continue
+		}
+		switch err := h.RouteAdd(s.podRoute(index, i)); {
+		case errors.Is(err, unix.EEXIST):
+			return fmt.Errorf("%w (%s)", ErrDefault, Default(s.Addrs[i]))
+		case err != nil:
 			return fmt.Errorf("default route by %s: %w", s.Gateway(i), err)
 		}
 	}

@@ -104,6 +104,9 @@ func (s Spec) Gateway(i int) netip.Addr {
 	}
 }
 
+// HasDefault says whether the pod gets a default route of each of its families.
+func (s Spec) HasDefault() bool { return s.Bridge == nil || !s.Bridge.NoDefault }
+
 // Default returns the default route's destination of the address's family.
 func Default(a netip.Addr) netip.Prefix {
 	if a.Is4() {

@@ -21,15 +21,26 @@ const Table = "ropewalk-masquerade"
 type Config struct {
 	// Pods are the ranges that this node's pods have addresses from.
 	Pods []netip.Prefix
-	// Inside are destinations that see the pods' own addresses: the cluster's pods, services and nodes, and what the operator names. Link-local
-	// addresses and groups are always inside. In order (netip.Prefix.Compare) they take less time.
+	// Inside are destinations that see the pods' own addresses: the cluster's pods, services and nodes, and what the operator names. Groups
+	// are always inside. In order (netip.Prefix.Compare) they take less time.
 	Inside []netip.Prefix
+	// LinkLocal and LinkLocal6 have link-local destinations of IPv4 and IPv6 not be inside.
+	LinkLocal, LinkLocal6 bool
 }
 
-// always are destinations that a node does not forward to, or that have no single receiver.
-var always = []netip.Prefix{
-	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32"),
-	netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
+// groups are destinations that have no single receiver.
+var groups = []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32"), netip.MustParsePrefix("ff00::/8")}
+
+// always returns what is inside whatever the cluster and the operator say.
+func (c Config) always() []netip.Prefix {
+	out := slices.Clone(groups)
+	if !c.LinkLocal {
+		out = append(out, netip.MustParsePrefix("169.254.0.0/16"))
+	}
+	if !c.LinkLocal6 {
+		out = append(out, netip.MustParsePrefix("fe80::/10"))
+	}
+	return out
 }
 
 // Tables are the tables of the network namespace of the calling thread, and what is known of them. The zero Tables know nothing yet.
@@ -101,7 +112,7 @@ var setNames = [2]string{"pods", "inside"}
 func setsOf(c Config) (s sets) {
 	for i, f := range families {
 		bits := int(f.addr.Bytes) * 8
-		s[i] = [2][]span{spans(bits, c.Pods), spans(bits, always, c.Pods, c.Inside)}
+		s[i] = [2][]span{spans(bits, c.Pods), spans(bits, c.always(), c.Pods, c.Inside)}
 	}
 	return s
 }

@@ -234,25 +234,35 @@ func TestLook(t *testing.T) {
 	apply("after it", false, false)
 }
 
-func TestReadInside(t *testing.T) {
+func TestReadFile(t *testing.T) {
 	dir := t.TempDir()
 	for content, want := range map[string]string{
-		"": "[]",
-		"nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- fd00::/8\nmasqLinkLocal: false\nresyncInterval: 60s\n": "[10.0.0.0/8 fd00::/8]",
-		`{"nonMasqueradeCIDRs": ["10.0.0.0/8"]}`:                                                     "[10.0.0.0/8]",
-		"nonMasqueradeCIDRs: [10.0.0.0]":                                                             "wrong",
-		"nonMasqueradeCIDRs: [":                                                                      "wrong",
+		"":   "{[] false false}",
+		"{}": "{[] false false}",
+		"nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- fd00::/8\nmasqLinkLocal: true\nresyncInterval: 60s\ncidrLimit: 9\n": "{[10.0.0.0/8 fd00::/8] true false}",
+		`{"nonMasqueradeCIDRs": ["10.0.0.0/8"], "masqLinkLocalIPv6": true}`:                                       "{[10.0.0.0/8] false true}",
+		"nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 10.0.0.0\n":                                                         `:3: nonMasqueradeCIDRs: "10.0.0.0" is no range`,
+		"nonMasqueradeCIDRs: 10.0.0.0/8":                                                                          ":1: nonMasqueradeCIDRs: it is a list",
+		"\nmasqLinkLocal: maybe":                                                                                  ":2: masqLinkLocal: ",
+		"nonMasqueradeCIDR: [10.0.0.0/8]":                                                                         ":1: nonMasqueradeCIDR: there is no such key",
+		"nonMasqueradeCIDRs: [":                                                                                   "line 1",
+		"- 10.0.0.0/8":                                                                                            ":1: it is no mapping",
+		"nonMasqueradeCIDRs: []\nmasqLinkLocal: 1":                                                                ":2: masqLinkLocal: ",
 	} {
 		path := filepath.Join(dir, "config")
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		got, err := ReadInside(path)
-		if s := fmt.Sprint(got); err == nil && s != want || err != nil && (want != "wrong" || !strings.Contains(err.Error(), path)) {
-			t.Errorf("%q: %s, %v", content, s, err)
+		got, err := ReadFile(path)
+		says := fmt.Sprint(got)
+		if err != nil {
+			says = err.Error()
+		}
+		if !strings.Contains(says, want) || err != nil && !strings.HasPrefix(says, path) {
+			t.Errorf("%q: %s; want %s", content, says, want)
 		}
 	}
-	if got, err := ReadInside(filepath.Join(dir, "none")); got != nil || err != nil {
+	if got, err := ReadFile(filepath.Join(dir, "none")); got.Inside != nil || err != nil {
 		t.Errorf("%v, %v", got, err)
 	}
 }

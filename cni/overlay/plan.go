@@ -5,12 +5,14 @@
 package overlay
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Mode is how packets get to another node.
@@ -33,11 +35,28 @@ type Node struct {
 	Name     string
 	PodCIDRs []netip.Prefix
 	Addrs    []netip.Addr // its own, in the order of its Node object; the first of a family counts
+	Created  time.Time    // when the API server has made the object; the zero Time if that is not known
 }
 
 // Equal reports whether two nodes are the same.
 func (n Node) Equal(o Node) bool {
-	return n.Name == o.Name && slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Addrs, o.Addrs)
+	return n.Name == o.Name && slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Addrs, o.Addrs) && n.Created.Equal(o.Created)
+}
+
+// first returns those of a node's addresses that count, by which it is reached.
+func (n Node) first() []netip.Addr {
+	var out []netip.Addr
+	for _, is4 := range []bool{true, false} {
+		if a, ok := n.addr(is4); ok {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// before reports whether what two nodes both claim is the first one's.
+func (n Node) before(o Node) int {
+	return cmp.Or(n.Created.Compare(o.Created), cmp.Compare(n.Name, o.Name))
 }
 
 // addr returns a node's own address of a family.
@@ -89,24 +108,30 @@ type Plan struct {
 var ErrNode = errors.New("node")
 
 // Make returns what self is to have for others, and what is wrong with some of these, which are left out. direct says of an address
-// whether it is on a link of this node's, so that no tunnel is needed; nil means no for all. In the mode Direct it is taken for yes.
+// whether it is on a link of this node's, so that no tunnel is needed; nil means no for all. In the mode Direct nil means yes for all, and nodes that are on
+// no link are left out.
 //
-// A range of pods is left out that has a node's address in it, or overlaps with another's: whoever may write Node objects could
-// otherwise lead all packets wherever he likes. The first by name keeps it, and this node's own come before all.
+// A Node's podCIDRs are the controller manager's word, and nobody can change them any more; its addresses are what its kubelet says, and it may say what
+// it likes (NodeRestriction). So a node is left out whose address is in a range of pods, its own or another's, and others lose nothing by it. Of
+// ranges that overlap the node keeps its own that was there first, by the API server's clock and then by name: its kubelet may have written the podCIDRs
+// of a node that is new. This node's own come before all, and no range is another's that has this node's address in it.
 func Make(mode Mode, self Node, others []Node, direct func(netip.Addr) bool) (Plan, error) {
 	return new(Planner).Make(mode, self, others, direct)
 }
 
-// lead adds what leads to a range of a node's pods. A node that has an address of this one's, such as its object of a former name, would lead
-// packets back here.
-func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(netip.Addr) bool) error {
+// lead adds what leads to a range of a node's pods to a plan.
+func (x *Planner) lead(p *Plan, n Node, pods netip.Prefix) error {
+	mode, direct := x.mode, x.direct
 	next, ok := n.addr(pods.Addr().Is4())
 	if mode == Direct || ok && direct != nil && direct(next) {
 		if !ok {
 			return errors.New("it has no address of that family")
 		}
-		if err := self.foreign(next); err != nil {
+		if err := x.reachable(next); err != nil {
 			return err
+		}
+		if direct != nil && !direct(next) {
+			return fmt.Errorf("its address %s is on no link of this node's", next)
 		}
 		p.Routes[pods] = Route{Dst: pods, Via: next}
 		return nil
@@ -115,7 +140,7 @@ func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(neti
 	if !ok {
 		return errors.New("it has no address of the family that the tunnel is of")
 	}
-	if err := self.foreign(end); err != nil {
+	if err := x.reachable(end); err != nil {
 		return err
 	}
 	mac := macOf(n.Name)
@@ -131,14 +156,17 @@ func (p *Plan) lead(mode Mode, self, n Node, pods netip.Prefix, direct func(neti
 	return nil
 }
 
-// foreign returns why packets from this node do not get to another by that address. A node may say of itself what it likes, and what the kernel refuses
-// of it would be an error for all others.
-func (n Node) foreign(a netip.Addr) error {
+// reachable returns why packets from this node do not get to another by that address. A node may say of itself what it likes, and what the kernel
+// refuses of it would be an error for all others. One that has an address of this one's, such as its object of a former name, would lead packets back here.
+func (x *Planner) reachable(a netip.Addr) error {
 	switch {
-	case slices.Contains(n.Addrs, a):
+	case slices.Contains(x.self.Addrs, a):
 		return fmt.Errorf("its address %s is this node's", a)
 	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a.Is4In6(), a.Is6() && a.IsLinkLocalUnicast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return fmt.Errorf("its address %s is none that leads to a node", a)
+	}
+	if pods, ok := x.taken.of(a); ok {
+		return fmt.Errorf("its address %s is a pod's, of %s", a, pods)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -26,6 +27,12 @@ func node(name string, fields ...string) Node {
 			n.Addrs = append(n.Addrs, netip.MustParseAddr(f))
 		}
 	}
+	return n
+}
+
+// aged returns a node that was made on that day.
+func aged(day int, n Node) Node {
+	n.Created = time.Date(2026, 1, day, 0, 0, 0, 0, time.UTC)
 	return n
 }
 
@@ -57,6 +64,8 @@ func TestMake(t *testing.T) {
 	}{
 		"nobody": {mode: Direct},
 		"direct": {mode: Direct, others: []Node{c, b, self}, want: []string{"10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 198.51.100.3", "fd00:244:0:1::/64 via 2001:db8::2"}},
+		"direct, far away": {mode: Direct, direct: near, others: []Node{b, c}, want: []string{"10.244.1.0/24 via 192.0.2.2"}, wrong: []string{
+			"node b, pods fd00:244:0:1::/64: its address 2001:db8::2 is on no link of this node's", "node c, pods 10.244.2.0/24: its address 198.51.100.3 is on no link of this node's"}},
 		"a tunnel": {mode: VXLAN, others: []Node{b, c}, want: []string{
 			"10.244.1.0/24 via 10.244.1.0 in the tunnel to 192.0.2.2", "10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3",
 			"fd00:244:0:1::/64 via fe80::ac63:dfff:fe4c:8601 in the tunnel to 192.0.2.2"}},
@@ -71,7 +80,18 @@ func TestMake(t *testing.T) {
 			want:  []string{"10.244.1.0/24 via 192.0.2.2", "fd00:244:0:1::/64 via 2001:db8::2"},
 			wrong: []string{"node y, pods 10.244.0.0/16: it overlaps with 10.244.0.0/24", "node z, pods 10.244.1.128/25: it overlaps with 10.244.1.0/24"}},
 		"nodes' addresses": {mode: Direct, others: []Node{node("evil", "192.0.2.0/24", "192.0.2.66"), node("d", "10.9.0.0/24", "192.0.2.4")},
-			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node evil, pods 192.0.2.0/24: a node's address, 192.0.2.1, is in it"}},
+			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node evil, pods 192.0.2.0/24: this node's address 192.0.2.1 is in it"}},
+		// A kubelet says of its node that it is where others' pods are: it harms itself alone. Only addresses that count do.
+		"pods' addresses": {mode: Direct, others: []Node{b, node("d", "10.9.0.0/24", "192.0.2.4", "10.244.1.9"), node("evil", "10.10.0.0/24", "10.244.1.7"), node("own", "10.11.0.0/24", "10.11.0.1"), node("us", "10.12.0.0/24", "10.244.0.9")},
+			want: []string{"10.244.1.0/24 via 192.0.2.2", "10.9.0.0/24 via 192.0.2.4", "fd00:244:0:1::/64 via 2001:db8::2"},
+			wrong: []string{"node evil, pods 10.10.0.0/24: its address 10.244.1.7 is a pod's, of 10.244.1.0/24", "node own, pods 10.11.0.0/24: its address 10.11.0.1 is a pod's, of 10.11.0.0/24",
+				"node us, pods 10.12.0.0/24: its address 10.244.0.9 is a pod's, of 10.244.0.0/24"}},
+		"pods' addresses, a tunnel": {mode: VXLAN, others: []Node{node("a-evil", "10.10.0.0/24", "10.244.2.7"), c},
+			want: []string{"10.244.2.0/24 via 10.244.2.0 in the tunnel to 198.51.100.3"}, wrong: []string{"node a-evil, pods 10.10.0.0/24: its address 10.244.2.7 is a pod's, of 10.244.2.0/24"}},
+		// What is new takes nothing from what was there, whatever it is called.
+		"the older one's": {mode: Direct, others: []Node{aged(9, node("a-evil", "10.9.0.128/25", "192.0.2.66")), aged(3, node("d", "10.9.0.0/24", "192.0.2.4")), aged(3, node("e", "10.9.0.0/16", "192.0.2.5"))},
+			want:  []string{"10.9.0.0/24 via 192.0.2.4"},
+			wrong: []string{"node e, pods 10.9.0.0/16: it overlaps with 10.9.0.0/24", "node a-evil, pods 10.9.0.128/25: it overlaps with 10.9.0.0/24"}},
 		"this node's former name": {mode: Direct, others: []Node{node("old", "10.8.0.0/24", "192.0.2.1"), node("d", "10.9.0.0/24", "192.0.2.4")},
 			want: []string{"10.9.0.0/24 via 192.0.2.4"}, wrong: []string{"node old, pods 10.8.0.0/24: its address 192.0.2.1 is this node's"}},
 		"this node's former name, a tunnel": {mode: VXLAN, others: []Node{node("old", "fd00:8::/64", "192.0.2.1")},
@@ -157,11 +177,17 @@ func TestAllWrong(t *testing.T) {
 func TestPlanner(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, mode := range []Mode{Direct, VXLAN, Cloud} {
-		for _, wrong := range []int{0, 20} { // of 100
+		for _, wrong := range []int{0, 3, 20} { // of 100
 			var x Planner
 			self := node("self", "10.0.0.0/24", "fd00::/64", "192.0.2.1", "2001:db8::1")
 			near := func(a netip.Addr) bool { return a.AsSlice()[a.BitLen()/8-1]&1 == 0 }
 			nodes, direct := map[string]Node{}, near
+			switch {
+			case mode == Direct && wrong == 0:
+				direct = nil
+			case mode == Direct:
+				direct = func(a netip.Addr) bool { return a.AsSlice()[a.BitLen()/8-1] != 7 }
+			}
 			plan, _ := x.Make(mode, self, nil, direct)
 			followed := 0
 			for step := range 500 {
@@ -179,8 +205,11 @@ func TestPlanner(t *testing.T) {
 					}
 					if r.IntN(100) < wrong {
 						odd := []string{"10.0.1.0/25", "10.0.0.0/16", "192.0.2.0/24", "fd00::/60", "10.0.2.0/24", "::/0"}
-						n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(odd[r.IntN(len(odd))]))
-						n.Addrs[0] = netip.MustParseAddr([]string{"192.0.2.1", "10.0.3.7", "192.0.2.9"}[r.IntN(3)])
+						if r.IntN(2) == 0 {
+							n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(odd[r.IntN(len(odd))]))
+						}
+						n.Addrs[0] = netip.MustParseAddr([]string{"192.0.2.1", "10.0.3.7", "10.0.5.7", "192.0.2.9"}[r.IntN(4)])
+						n = aged(1+r.IntN(3), n)
 					}
 					if r.IntN(3) == 0 {
 						n = Node{}
@@ -214,6 +243,19 @@ func TestPlanner(t *testing.T) {
 			if all := wrong == 0 || mode == Cloud; all && followed < 490 || followed == 0 {
 				t.Errorf("mode %d, %d of 100 wrong: %d of 500 changes followed", mode, wrong, followed)
 			}
+		}
+	}
+}
+
+// TestForgotten holds that a node that is gone is in nobody's way.
+func TestForgotten(t *testing.T) {
+	var x Planner
+	if _, err := x.Make(Direct, node("self", "10.0.0.0/24", "192.0.2.1"), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range []Node{node("a", "10.0.8.0/24", "10.0.9.7"), {}, node("a", "10.0.9.0/24", "192.0.2.2"), {}, node("a", "10.0.8.0/24", "10.0.9.7")} {
+		if _, _, ok := x.Change(map[string]Node{"a": n}); !ok {
+			t.Errorf("step %d is not followed", i)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -17,7 +16,8 @@ type Planner struct {
 	nodes  map[string]Node // the others by their names
 	taken  ranges
 	plan   Plan
-	fine   bool // nothing is wrong with any node
+	left   int  // ranges that are left out
+	fine   bool // none is
 }
 
 // Make is the function Make. The Plan changes with Change.
@@ -27,8 +27,8 @@ func (x *Planner) Make(mode Mode, self Node, others []Node, direct func(netip.Ad
 		return x.empty(0), fmt.Errorf("%w %s, this one, has no address: a tunnel has no end", ErrNode, self.Name)
 	}
 	x.plan = x.empty(len(others))
-	if byName := func(a, b Node) int { return cmp.Compare(a.Name, b.Name) }; !slices.IsSortedFunc(others, byName) {
-		others = slices.SortedFunc(slices.Values(others), byName)
+	if !slices.IsSortedFunc(others, Node.before) {
+		others = slices.SortedFunc(slices.Values(others), Node.before)
 	}
 	for _, n := range others {
 		x.nodes[n.Name] = n
@@ -37,34 +37,46 @@ func (x *Planner) Make(mode Mode, self Node, others []Node, direct func(netip.Ad
 		x.fine = true
 		return x.plan, nil
 	}
+	var errs []error
+	more := 0
+	wrong := func(n Node, p netip.Prefix, err error) {
+		if len(errs) >= toldEach {
+			more++
+			return
+		}
+		errs = append(errs, fmt.Errorf("%w %s, pods %s: %w", ErrNode, n.Name, p, err))
+	}
+	// Whose ranges are whose is known before anybody's address is looked at.
 	x.taken = newRanges(self, others)
+	type range_ struct {
+		n    Node
+		pods netip.Prefix
+	}
+	lead := make([]range_, 0, 2*len(others))
 	for _, p := range self.PodCIDRs {
 		x.taken.add(p.Masked())
 	}
-	var errs []error
-	more := 0
 	for _, n := range others {
 		if n.Name == self.Name {
 			continue
 		}
 		for _, p := range n.PodCIDRs {
 			p = p.Masked()
-			err := x.taken.check(p)
-			if err == nil {
-				err = x.plan.lead(mode, self, n, p, direct)
-			}
-			switch {
-			case err != nil && len(errs) >= toldEach:
-				more++
-				continue
-			case err != nil:
-				errs = append(errs, fmt.Errorf("%w %s, pods %s: %w", ErrNode, n.Name, p, err))
+			if err := x.taken.check(p); err != nil {
+				wrong(n, p, err)
 				continue
 			}
 			x.taken.add(p)
+			lead = append(lead, range_{n, p})
 		}
 	}
-	x.fine = len(errs) == 0
+	for _, r := range lead {
+		if err := x.lead(&x.plan, r.n, r.pods); err != nil {
+			wrong(r.n, r.pods, err)
+		}
+	}
+	x.left = len(errs) + more
+	x.fine = x.left == 0
 	return x.plan, joined(errs, more)
 }
 
@@ -110,13 +122,16 @@ func (x *Planner) Change(nodes map[string]Node) (gone, come Plan, ok bool) {
 	return gone, come, true
 }
 
+// Left returns how many ranges of pods the plan leaves out.
+func (x *Planner) Left() int { return x.left }
+
 func (x *Planner) leadAll(p *Plan, n Node) error {
 	if x.mode == Cloud {
 		return nil
 	}
 	var errs []error
 	for _, pods := range n.PodCIDRs {
-		errs = append(errs, p.lead(x.mode, x.self, n, pods.Masked(), x.direct))
+		errs = append(errs, x.lead(p, n, pods.Masked()))
 	}
 	return errors.Join(errs...)
 }

@@ -10,50 +10,40 @@ import (
 type ranges struct {
 	lengths map[int]bool // of all nodes' ranges, of both families
 	taken   map[netip.Prefix]bool
-	within  map[netip.Prefix]some[netip.Prefix] // ranges that are taken, by those around them
-	nodes   map[netip.Prefix]some[netip.Addr]   // nodes' addresses, by the ranges around them
+	within  map[netip.Prefix]some // ranges that are taken, by those around them
+	nodes   map[netip.Prefix]int  // how many addresses of others are in a range
+	own     []netip.Addr          // of this node
 }
 
-// some are n things, one of which was the first.
-type some[T any] struct {
+// some are n ranges, one of which was the first.
+type some struct {
 	n     int
-	first T
-}
-
-func more[K comparable, T any](m map[K]some[T], k K, t T) {
-	s, ok := m[k]
-	if !ok {
-		s.first = t
-	}
-	s.n++
-	m[k] = s
-}
-
-func less[K comparable, T any](m map[K]some[T], k K) {
-	s := m[k]
-	if s.n--; s.n > 0 {
-		m[k] = s
-	} else {
-		delete(m, k)
-	}
+	first netip.Prefix
 }
 
 func newRanges(self Node, others []Node) ranges {
 	all := append([]Node{self}, others...)
-	r := ranges{map[int]bool{}, make(map[netip.Prefix]bool, 2*len(all)), map[netip.Prefix]some[netip.Prefix]{}, map[netip.Prefix]some[netip.Addr]{}}
+	r := ranges{map[int]bool{}, make(map[netip.Prefix]bool, 2*len(all)), map[netip.Prefix]some{}, map[netip.Prefix]int{}, self.Addrs}
 	for _, n := range all {
 		for _, p := range n.PodCIDRs {
 			r.lengths[p.Bits()] = true
 		}
 	}
-	for _, n := range all {
-		for _, a := range n.Addrs {
-			for around := range r.around(a, a.BitLen()) {
-				more(r.nodes, around, a)
+	for _, n := range others {
+		r.locate(n, 1)
+	}
+	return r
+}
+
+// locate notes where a node's addresses are, or with -1 that they are there no more.
+func (r *ranges) locate(n Node, count int) {
+	for _, a := range n.first() {
+		for around := range r.around(a, a.BitLen()) {
+			if r.nodes[around] += count; r.nodes[around] == 0 {
+				delete(r.nodes, around)
 			}
 		}
 	}
-	return r
 }
 
 // around returns the ranges that an address is in, of the lengths that nodes' ranges have, and of so many bits at most.
@@ -73,7 +63,12 @@ func (r *ranges) around(a netip.Addr, bits int) iter.Seq[netip.Prefix] {
 func (r *ranges) add(p netip.Prefix) {
 	r.taken[p] = true
 	for around := range r.around(p.Addr(), p.Bits()-1) {
-		more(r.within, around, p)
+		s, ok := r.within[around]
+		if !ok {
+			s.first = p
+		}
+		s.n++
+		r.within[around] = s
 	}
 }
 
@@ -83,34 +78,38 @@ func (r *ranges) forget(n Node) {
 		p = p.Masked()
 		delete(r.taken, p)
 		for around := range r.around(p.Addr(), p.Bits()-1) {
-			less(r.within, around)
+			s := r.within[around]
+			if s.n--; s.n > 0 {
+				r.within[around] = s
+			} else {
+				delete(r.within, around)
+			}
 		}
 	}
-	for _, a := range n.Addrs {
-		for around := range r.around(a, a.BitLen()) {
-			less(r.nodes, around)
-		}
-	}
+	r.locate(n, -1)
 }
 
-// admit takes in a node. It returns false if anything of it is in the way of another's, or of a length that is not known.
+// admit takes in a node. It returns false if a range of it is in the way of another's, or has another's address in it, or is of a length that is not known.
 func (r *ranges) admit(n Node) bool {
-	for _, a := range n.Addrs {
-		for around := range r.around(a, a.BitLen()) {
-			if r.taken[around] {
-				return false
-			}
-			more(r.nodes, around, a)
-		}
-	}
+	r.locate(n, 1)
 	for _, p := range n.PodCIDRs {
 		p = p.Masked()
-		if !r.lengths[p.Bits()] || r.check(p) != nil {
+		if !r.lengths[p.Bits()] || r.nodes[p] > 0 || r.check(p) != nil {
 			return false
 		}
 		r.add(p)
 	}
 	return true
+}
+
+// of returns the range that is taken and has an address in it.
+func (r *ranges) of(a netip.Addr) (netip.Prefix, bool) {
+	for p := range r.around(a, a.BitLen()) {
+		if r.taken[p] {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
 }
 
 // check returns why a range cannot be a node's.
@@ -125,8 +124,10 @@ func (r *ranges) check(p netip.Prefix) error {
 	if ok {
 		return fmt.Errorf("it overlaps with %s", other)
 	}
-	if in, ok := r.nodes[p]; ok {
-		return fmt.Errorf("a node's address, %s, is in it", in.first)
+	for _, a := range r.own {
+		if p.Contains(a) {
+			return fmt.Errorf("this node's address %s is in it", a)
+		}
 	}
 	return nil
 }

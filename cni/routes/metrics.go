@@ -39,6 +39,7 @@ func newMetrics(reg prometheus.Registerer, r *Routes) (*metrics, error) {
 	for _, c := range []prometheus.Collector{
 		m.changes, m.looks, m.failures, m.wrong, m.last,
 		gauge("nodes", "Other nodes.", func(c counts) int { return c.nodes }), gauge("routes", "Ranges of pods of other nodes that there is to be a route to.", func(c counts) int { return c.routes }),
+		gauge("left_out", "Ranges of pods of other nodes that nothing leads to, for what their Node objects say, or as they are on no link.", func(c counts) int { return c.left }),
 	} {
 		err = errors.Join(err, reg.Register(c))
 	}

@@ -38,7 +38,7 @@ type Config struct {
 	// Masquerade gives packets of pods that leave the cluster the node's address, but for those to Inside, besides what the cluster says is inside.
 	Masquerade bool
 	Inside     []netip.Prefix
-	// InsideFile has more of these (masquerade.ReadInside), read again at each look, a minute after the last one at most; none if empty.
+	// InsideFile has more of these (masquerade.ReadFile), read again at each look, a minute after the last one at most; none if empty.
 	InsideFile string
 	// Antispoof drops what pods in mode routed send from IPv6 addresses that are not theirs.
 	Antispoof bool
@@ -91,6 +91,7 @@ type Routes struct {
 	wrong   error // with nodes
 	behind  bool  // these, or what is inside, do not know all of the views so far
 	inside  inside
+	file    masquerade.File     // as it was last right
 	mtu     int                 // as of the last look
 	near    map[netip.Addr]bool // which are on a link, as of the last look
 	loose   []netip.Addr        // whose links were looked at, as of the last look
@@ -99,7 +100,7 @@ type Routes struct {
 	limit   limit
 }
 
-type counts struct{ nodes, routes int }
+type counts struct{ nodes, routes, left int }
 
 // objects are what matters of those of a kind.
 type objects[T any] struct {
@@ -325,7 +326,7 @@ func (r *Routes) view() (v view, err error) {
 	return v, nil
 }
 
-// others returns all other nodes by their names, in order.
+// others returns all other nodes, in an order of their names.
 func (r *Routes) others() (out []overlay.Node) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -341,7 +342,7 @@ func (r *Routes) others() (out []overlay.Node) {
 func nodeOf(n *cluster.Node) overlay.Node {
 	out := overlay.Node{Name: n.Name, PodCIDRs: n.PodCIDRs}
 	if n.Net != nil {
-		out.Addrs = slices.Concat(n.Net.InternalIPs, n.Net.ExternalIPs)
+		out.Addrs, out.Created = slices.Concat(n.Net.InternalIPs, n.Net.ExternalIPs), n.Net.Created
 	}
 	return out
 }
@@ -402,7 +403,7 @@ func (r *Routes) put(v view) error {
 	if now {
 		r.antispoof()
 	}
-	return errors.Join(err, r.limited(missing(err, r.plan, kernel.Device)), r.announce(v, kernel.MTU))
+	return errors.Join(err, r.nowhere(), r.limited(missing(err, r.plan, kernel.Device)), r.announce(v, kernel.MTU))
 }
 
 // forward has the kernel let packets of pods through. Links are looked at with everything else, and when the node's addresses have changed.
@@ -423,7 +424,7 @@ func (r *Routes) forward(self overlay.Node, plan overlay.Plan, now bool) (change
 // lead has the kernel lead packets to nodes: to those that have changed where that is all there is to do.
 func (r *Routes) lead(v view, k overlay.Kernel, now bool) (changes int, err error) {
 	direct := r.onLink
-	if !r.config.NearDirect {
+	if !r.config.NearDirect && r.config.Mode != overlay.Direct {
 		direct = nil
 	}
 	looks := r.keeper.Looks()
@@ -434,7 +435,7 @@ func (r *Routes) lead(v view, k overlay.Kernel, now bool) (changes int, err erro
 		whole = !ok
 		if ok {
 			r.inside.change(v.changed)
-			r.tell(nil, counts{v.others, len(r.plan.Routes)})
+			r.tell(nil, counts{v.others, len(r.plan.Routes), 0})
 			if !now {
 				if changes, ok := r.keeper.Change(k, gone, come); ok {
 					return changes, nil
@@ -447,7 +448,7 @@ func (r *Routes) lead(v view, k overlay.Kernel, now bool) (changes int, err erro
 		r.plan, r.wrong = r.planner.Make(r.config.Mode, v.self, others, direct)
 		r.inside.reset(others)
 		r.behind = false
-		r.tell(r.wrong, counts{len(others), len(r.plan.Routes)})
+		r.tell(r.wrong, counts{len(others), len(r.plan.Routes), r.planner.Left()})
 		if r.plan.Routes == nil || r.config.Mode == overlay.VXLAN && r.plan.Tunnel == nil {
 			return 0, r.wrong
 		}
@@ -463,6 +464,25 @@ func (r *Routes) onLink(a netip.Addr) bool {
 		r.near[a] = near
 	}
 	return near
+}
+
+// nowhere returns an error if packets get to no other node at all, though there are some. It is then that this node is to blame, or the mode. That some
+// nodes are left out is no reason for this one to be not ready: one that is far from all others would stop each rollout for good.
+func (r *Routes) nowhere() error {
+	if r.config.Mode != overlay.Direct || len(r.plan.Routes) > 0 || r.planner.Left() == 0 {
+		return nil
+	}
+	return fmt.Errorf("no other node can be reached; are they on one link, as --overlay direct needs? %w", r.wrong)
+}
+
+// Degraded returns an error that says which nodes are left out; nil if none are.
+func (r *Routes) Degraded() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.told == "" {
+		return nil
+	}
+	return errors.New("some nodes' pods cannot be reached: " + r.told)
 }
 
 // tell logs what is wrong with nodes, once.
@@ -560,21 +580,23 @@ func (r *Routes) masquerade(v view, now bool) error {
 		r.removed = true
 		return nil
 	}
-	var more []netip.Prefix
+	var wrong error
 	if r.config.InsideFile != "" {
-		var err error
-		if more, err = masquerade.ReadInside(r.config.InsideFile); err != nil {
-			r.metrics.failures.Inc()
-			return errors.New(err.Error()) // what was there last stays; that a file may not be read is not the kernel's refusal (missing)
+		file, err := masquerade.ReadFile(r.config.InsideFile)
+		if err == nil {
+			r.file = file
+		} else { // the last one that was right holds, or none: packets with the node's address get farther than those of pods that are not masqueraded at all
+			wrong = errors.New(err.Error()) // that a file may not be read is not the kernel's refusal (missing)
 		}
 	}
-	own := slices.Concat(r.config.Inside, more, v.cidrs, prefixesOf(v.self))
-	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: r.inside.with(own)}
+	own := slices.Concat(r.config.Inside, r.file.Inside, v.cidrs, prefixesOf(v.self))
+	c := masquerade.Config{Pods: v.self.PodCIDRs, Inside: r.inside.with(own), LinkLocal: r.file.LinkLocal, LinkLocal6: r.file.LinkLocal6}
 	changed, err := r.tables.Apply(c, now)
-	if err != nil {
-		r.metrics.failures.Inc()
-	} else if changed {
+	if changed {
 		r.metrics.changes.Inc()
+	}
+	if err = errors.Join(wrong, err); err != nil {
+		r.metrics.failures.Inc()
 	}
 	return err
 }

@@ -230,10 +230,36 @@ func TestRun(t *testing.T) {
 		return ""
 	})
 	outside(clusternet.Pod4(0))
+	const metadata = "169.254.169.254"
+	netns.Batch(t, clusternet.Outside, "addr add "+metadata+"/32 dev lo\n")
+	netns.Batch(t, "", "route add "+metadata+" via "+clusternet.Outside4+"\n")
+	clusternet.Serve(t, clusternet.Outside, metadata+":80")
+	sees := func(address, want string) {
+		t.Helper()
+		r.soon(func() string {
+			if _, client, err := clusternet.AskFor(t, time.Second, clusternet.Pod(0), "tcp", address+":80"); err != nil || client != want {
+				return fmt.Sprintf("%s sees %q, %v; want %s", address, client, err, want)
+			}
+			return ""
+		})
+	}
+	name("masqLinkLocal: true")
+	sees(metadata, clusternet.Node4)
 	name("")
+	sees(metadata, clusternet.Pod4(0))
 	outside(clusternet.Node4)
 	// A node that is wrong harms nobody else.
-	r.put(node("evil", []string{"0.0.0.0/0", clusternet.FarCIDR4}, []string{"192.0.2.66"}))
+	evil := node("evil", []string{"0.0.0.0/0", clusternet.FarCIDR4}, []string{"192.0.2.66"})
+	evil.Net.Created = time.Now()
+	r.put(evil)
+	r.put(node("liar", []string{"10.251.0.0/24"}, []string{clusternet.Far4, clusternet.Far6}))
+	r.put(node("n4", []string{"10.250.0.0/24"}, []string{clusternet.Outside4}))
+	r.soon(func() string {
+		if out := netns.Run(t, "ip", "route"); !strings.Contains(out, "10.250.0.0/24") || !strings.Contains(out, clusternet.FarCIDR4) || strings.Contains(out, "10.251.0.0/24") {
+			return "with a node that says it is where pods are: " + out
+		}
+		return ""
+	})
 	r.reaches()
 	r.put(without)
 	r.soon(func() string {
@@ -425,6 +451,83 @@ func TestTakeover(t *testing.T) {
 	}
 	r.put(node("n3", nil, []string{clusternet.Outside4}))
 	r.reaches()
+}
+
+// TestBadFile holds that pods reach what is outside though the file of what is inside is wrong from the beginning, that the node is not ready then, and
+// that what is inside follows the nodes meanwhile.
+func TestBadFile(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	file := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(file, []byte("nonMasqueradeCIDRs:\n- "+clusternet.Outside4+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, Config{Mode: overlay.Direct, Masquerade: true, InsideFile: file}, self, second)
+	clusternet.Serve(t, clusternet.Outside, clusternet.Outside4+":80")
+	netns.Batch(t, clusternet.Outside, "route add "+clusternet.PodCIDR4+" via "+clusternet.Node4+"\n")
+	sees := func(want string) {
+		t.Helper()
+		r.soon(func() string {
+			_, client, err := clusternet.AskFor(t, time.Second, clusternet.Pod(0), "tcp", clusternet.Outside4+":80")
+			if ready := r.routes.Ready(); err != nil || client != want || ready == nil || !strings.Contains(ready.Error(), file+":2: ") {
+				return fmt.Sprintf("outside sees %q, %v; want %s; %v", client, err, want, ready)
+			}
+			return ""
+		})
+	}
+	sees(clusternet.Node4)
+	r.put(node("n3", nil, []string{clusternet.Outside4}))
+	sees(clusternet.Pod4(0))
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.soon(func() string {
+		if err := r.routes.Ready(); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+// TestFar holds that without a tunnel a node that is on no link is told of, and counted, and no reason for this one to be not ready, until it is on a
+// link; and that this one is not ready while all others are on none.
+func TestFar(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	far := node("far", []string{"10.252.0.0/24"}, []string{"203.0.113.9"})
+	r := start(t, Config{Mode: overlay.Direct}, self, far)
+	r.soon(func() string {
+		if err := r.routes.Ready(); err == nil || !strings.Contains(err.Error(), "no other node can be reached") || !strings.Contains(err.Error(), "203.0.113.9 is on no link") {
+			return fmt.Sprint("none is on a link: ", err)
+		}
+		return ""
+	})
+	left := func(want int) {
+		t.Helper()
+		r.soon(func() string {
+			r.routes.mu.Lock()
+			have := r.routes.desired.left
+			r.routes.mu.Unlock()
+			if err, degraded := r.routes.Ready(), r.routes.Degraded(); err != nil || have != want || (degraded != nil) != (want > 0) {
+				return fmt.Sprintf("%d left out, %v, %v; want %d", have, err, degraded, want)
+			}
+			return ""
+		})
+	}
+	r.put(second)
+	left(1)
+	if out := netns.Run(t, "ip", "route"); strings.Contains(out, "10.252.0.0/24") || !strings.Contains(out, clusternet.FarCIDR4) {
+		t.Error(out)
+	}
+	netns.Batch(t, "", "link add far0 type veth peer name far1\nlink set far0 up\nlink set far1 up\naddr add 203.0.113.1/24 dev far0\n")
+	left(0)
+	if out := netns.Run(t, "ip", "route"); !strings.Contains(out, "10.252.0.0/24 via 203.0.113.9") {
+		t.Error(out)
+	}
+	netns.Batch(t, "", "link del far0\n")
+	left(1)
 }
 
 // TestLinkMTU holds that a default route of several hops counts, too, and that the smallest link does.

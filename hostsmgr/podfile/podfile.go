@@ -17,6 +17,9 @@ const DefaultMaxSize = 1 << 20
 // ErrTooLarge says that a file is, or would get, longer than is allowed.
 var ErrTooLarge = errors.New("larger than the limit")
 
+// ErrBusy says that somebody else has a file open.
+var ErrBusy = fmt.Errorf("somebody has it open: %w", unix.EAGAIN)
+
 // TooLarge returns an error that wraps ErrTooLarge, about a file that would have size bytes.
 func TooLarge(size, limit int) error {
 	return fmt.Errorf("%w: it would have %d bytes, and %d are allowed", ErrTooLarge, size, limit)
@@ -57,6 +60,19 @@ func open(path string, flags int) (fd int, err error) {
 
 // Close closes the file.
 func (f *File) Close() { unix.Close(f.fd) }
+
+// Alone has nobody else have the file open until Close: who opens it waits as long (a lease, fcntl(2)). It is ErrBusy if somebody has it open. Where
+// there are no leases, as on some network file systems and on files of others, it is nil without being so.
+func (f *File) Alone() error {
+	err := uninterrupted(func() error {
+		_, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETLEASE, unix.F_WRLCK)
+		return err
+	})
+	if errors.Is(err, unix.EAGAIN) {
+		return ErrBusy
+	}
+	return f.stat() // it may have changed since it was opened
+}
 
 // Size returns the file's size in bytes, when it was opened or read last.
 func (f *File) Size() int64 { return f.st.Size }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -94,8 +95,13 @@ func newNode(t *testing.T, network string) *rig {
 	return r
 }
 
-// configure writes the configuration; fill has lines of sections in the place of DIR/….
+// configure writes the configuration.
 func (r *rig) configure(mtu int, more string) {
+	r.Helper()
+	r.write("agent.yaml", mtu, os.Getenv(program.Plugin), more)
+}
+
+func (r *rig) write(file string, mtu int, plugin, more string) {
 	r.Helper()
 	text := fmt.Sprintf(`apiVersion: ropewalk.dev/v1alpha1
 kind: AgentConfiguration
@@ -110,10 +116,10 @@ routes:
 cni:
   plugin: %[3]s
   bin-dir: %[1]s/bin
-%[4]s`, r.dir, mtu, os.Getenv(program.Plugin), more)
+%[4]s`, r.dir, mtu, plugin, more)
 	// By another file that is put in its place, as the kubelet does it.
 	unfinished := filepath.Join(r.dir, "agent.new")
-	if err := errors.Join(os.WriteFile(unfinished, []byte(text), 0o644), os.Rename(unfinished, filepath.Join(r.dir, "agent.yaml"))); err != nil {
+	if err := errors.Join(os.WriteFile(unfinished, []byte(text), 0o644), os.Rename(unfinished, filepath.Join(r.dir, file))); err != nil {
 		r.Fatal(err)
 	}
 }
@@ -123,12 +129,17 @@ func (r *rig) start() {
 	if err := os.WriteFile(filepath.Join(r.dir, "hosts"), []byte("127.0.0.1 localhost\n"), 0o644); err != nil {
 		r.Fatal(err)
 	}
-	r.agent = exec.Command(os.Getenv(program.Ropewalk), "agent", "--node-name", "n1", "--kubeconfig", r.api.Kubeconfig(r.dir), "--config", filepath.Join(r.dir, "agent.yaml"))
+	r.agent = r.command("agent", "--config", filepath.Join(r.dir, "agent.yaml"))
 	r.agent.Stderr = r.log
 	if err := r.agent.Start(); err != nil {
 		r.Fatal(err)
 	}
 	r.Cleanup(func() { r.stop(syscall.SIGKILL) })
+}
+
+// command is one that runs on, of this node.
+func (r *rig) command(args ...string) *exec.Cmd {
+	return exec.Command(os.Getenv(program.Ropewalk), append(args, "--node-name", "n1", "--kubeconfig", r.api.Kubeconfig(r.dir))...)
 }
 
 // stop ends the agent and returns its exit code.
@@ -226,6 +237,21 @@ func TestAgent(t *testing.T) {
 		t.Errorf("watched are %v", watches)
 	}
 
+	// A node that is on no link is told of, and the agent is ready.
+	r.api.Load([]byte(`
+apiVersion: v1
+kind: Node
+metadata: {name: far}
+spec: {podCIDRs: [10.244.3.0/24]}
+status:
+  addresses: [{type: InternalIP, address: 198.51.100.3}]
+`))
+	r.soon("the far node is told of", func() bool {
+		_, counts, _, exit := r.status()
+		out, err := exec.Command(os.Getenv(program.Ropewalk), "status").Output()
+		return exit == 0 && err == nil && counts["ranges that are not reached"] == 1 && regexp.MustCompile(`(?m)^routes +degraded .* node far, `).Match(out)
+	})
+
 	// Another MTU is a matter of routes alone.
 	r.configure(1300, "")
 	conflist := func() string {
@@ -312,5 +338,115 @@ func TestAgentFails(t *testing.T) {
 	r.allReady()
 	if !slices.Contains(strings.Split(netns.Run(t, "nft", "list", "tables"), "\n"), "table ip ropewalk") {
 		t.Error("there are no rules")
+	}
+}
+
+// TestBeside holds that of what an agent does no second process does any, however it is configured: by itself it ends, and says whose pid is to be
+// ended; in an agent it waits, and goes on as soon as the first one has ended, or was killed. One that ends installs no plugin over its successor's.
+func TestBeside(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	r := newRig(t)
+	r.configure(1400, "")
+	r.start()
+	r.allReady()
+	pid := fmt.Sprint("pid ", r.agent.Process.Pid)
+	for _, args := range [][]string{
+		{"routes", "--overlay", "vxlan", "--metrics", "", "--conf-dir", "", "--data-dir", r.dir}, {"proxy", "--metrics", "", "--healthz", ""},
+		{"hosts", "run", "--metrics", "", "--kubelet-dir", filepath.Join(r.dir, "kubelet")}, {"cleanup", "proxy"}, {"cleanup", "routes"},
+	} {
+		cmd := r.command(args...)
+		if args[0] == "cleanup" {
+			cmd = exec.Command(os.Getenv(program.Ropewalk), args...)
+		}
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), pid) || !strings.Contains(string(out), "end that one") {
+			t.Errorf("%s: %v\n%s", args[0], err, out)
+		}
+	}
+
+	other := filepath.Join(r.dir, "other")
+	if err := os.WriteFile(other, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r.write("second.yaml", 1300, other, "proxy:\n  healthz: \"\"\n")
+	second, said := r.command("agent", "--metrics", "", "--config", filepath.Join(r.dir, "second.yaml")), &program.Log{}
+	second.Stderr = said
+	if err := second.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = second.Process.Kill(); _ = second.Wait() }()
+	all := func(what string) func() bool {
+		return func() bool {
+			for _, part := range []string{"hosts", "proxy", "routes", "cni"} {
+				if !strings.Contains(said.String(), fmt.Sprintf("msg=%q part=%s", what, part)) {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	r.soon("all parts of the second agent wait", all("part waits"))
+	installed := func() bool {
+		b, err := os.ReadFile(filepath.Join(r.dir, "bin/ropewalk-cni"))
+		return err == nil && strings.HasPrefix(string(b), "#!")
+	}
+	if installed() {
+		t.Error("the second agent has installed its plugin")
+	}
+	r.stop(syscall.SIGKILL)
+	r.soon("the second agent does all", func() bool { return all("part started")() && installed() })
+	if strings.Contains(said.String(), "part failed") {
+		t.Errorf("it is taken for a failure:\n%s", said)
+	}
+
+	// And back, while the second one ends by itself.
+	r.start()
+	r.soon("the first waits", func() bool {
+		_, _, text, exit := r.status()
+		return exit == 1 && strings.Count(text, fmt.Sprint("pid ", second.Process.Pid)) == 4
+	})
+	if err := second.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	r.allReady()
+	r.soon("the first one's plugin is installed", func() bool { return !installed() })
+	if err := second.Wait(); err != nil || installed() {
+		t.Errorf("the second ended with %v; its plugin is there: %t", err, installed())
+	}
+}
+
+// TestStuck holds that SIGTERM ends an agent with a part that hangs, and that its last words name the part, and what it is at.
+func TestStuck(t *testing.T) {
+	if !netns.Enter(t) {
+		return
+	}
+	r := newRig(t)
+	// Somebody who opens it waits for a writer.
+	fifo := filepath.Join(r.dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.configure(1400, "")
+	text, err := os.ReadFile(filepath.Join(r.dir, "agent.yaml"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(r.dir, "agent.yaml"), []byte(strings.Replace(string(text), "routes:\n", "routes:\n  masquerade-config: "+fifo+"\n", 1)), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.soon("all parts but one are ready", func() bool {
+		ready, _, _, _ := r.status()
+		return ready["hosts"] && ready["proxy"] && ready["cni"] && !ready["routes"] && strings.Contains(netns.Run(t, "ip", "route"), "10.244.2.0/24")
+	})
+	if code := r.stop(syscall.SIGTERM); code != 2 {
+		t.Errorf("it ended with %d", code)
+	}
+	for _, want := range []string{"\nropewalk: routes: it does not end", "masquerade.ReadFile"} {
+		if !strings.Contains(r.log.String(), want) {
+			t.Errorf("it does not say %q", want)
+		}
 	}
 }

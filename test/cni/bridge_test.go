@@ -6,11 +6,16 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ropewalk-net/ropewalk/test/netns"
 )
@@ -58,6 +63,71 @@ func TestBridge(t *testing.T) {
 		}
 	}
 	r.empty("after DEL")
+}
+
+// TestSecondNetwork holds that a pod can be on a further network besides that of its default route, as Multus attaches it, and that an attachment that
+// would need a second default route is refused, with what to do, and leaves nothing.
+func TestSecondNetwork(t *testing.T) {
+	if !enter(t) {
+		return
+	}
+	first, second := newRig(t), newBridge(t)
+	second.conf["ranges"] = []string{"10.9.0.0/24", "fd00:9::/64"}
+	net1 := func(name string) *libcni.RuntimeConf {
+		c := runtime(name)
+		c.IfName = "net1"
+		return c
+	}
+	attach := func(name string) (*current.Result, error) {
+		res, err := second.cni.AddNetworkList(t.Context(), second.list("1.1.0"), net1(name))
+		if err != nil {
+			return nil, err
+		}
+		return current.NewResultFromResult(res)
+	}
+	own := first.mustAdd("a")
+	first.mustAdd("b")
+	for _, mode := range []string{"bridge", "routed"} {
+		if second.conf["mode"] = mode; mode == "routed" {
+			delete(second.conf, "bridge")
+		}
+		var e *types.Error
+		if _, err := attach("a"); !errors.As(err, &e) || e.Code != types.ErrInvalidNetworkConfig || !strings.Contains(e.Error(), `"isDefaultGateway": false`) {
+			t.Errorf("%s: %v", mode, err)
+		}
+		if l := second.leases(); len(l) != 0 {
+			t.Errorf("%s: leased are %v", mode, l)
+		}
+	}
+	second.conf["mode"], second.conf["bridge"], second.conf["isDefaultGateway"] = "bridge", bridgeName, false
+	var there []string // b's addresses
+	for _, name := range []string{"a", "b"} {
+		res, err := attach(name)
+		if err != nil || len(res.Routes) != 0 {
+			t.Fatal(res, err)
+		}
+		there = addresses(res)
+		if err := second.cni.CheckNetworkList(t.Context(), second.list("1.1.0"), net1(name)); err != nil {
+			t.Error(err)
+		}
+	}
+	serve(t, "b")
+	for i, to := range there {
+		if from, err := talk(t, "a", "tcp", to, 100); err != nil || !netip.MustParsePrefix(second.conf["ranges"].([]string)[i]).Contains(from) {
+			t.Errorf("%s: from %s, %v", to, from, err)
+		}
+	}
+	serve(t, "")
+	if from, err := talk(t, "a", "tcp", node4, 100); err != nil || from.String() != own[0] {
+		t.Errorf("by the default route: from %s, %v", from, err)
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := errors.Join(second.cni.DelNetworkList(t.Context(), second.list("1.1.0"), net1(name)), first.del(name)); err != nil {
+			t.Error(err)
+		}
+	}
+	first.empty("after DEL")
+	second.empty("after DEL")
 }
 
 // TestBridgePorts holds that ports of the node lead to a pod from wherever it is asked: from its own bridge, from itself (hairpin), from the node.

@@ -367,7 +367,7 @@ func TestFailedAdd(t *testing.T) {
 			netns.Run(t, "ip", "-n", name, "-6", "route", "add", "default", "dev", "lo")
 			netns.Run(t, "ip", "-n", name, "route", "add", "default", "dev", "lo")
 			return func() {}
-		}, false, 103},
+		}, false, 7},
 		{"a result that cannot be written", func(*rig, string) func() { return func() {} }, true, 0},
 		{"an exhausted range", func(r *rig, _ string) func() {
 			r.conf["ranges"] = []string{range4, "fd00:244::/126"}

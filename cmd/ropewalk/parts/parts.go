@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/ropewalk-net/ropewalk/cluster"
+	"github.com/ropewalk-net/ropewalk/cmd/ropewalk/hold"
 )
 
 // Part is something that an agent does.
@@ -24,7 +26,8 @@ type Part struct {
 	Name string
 	// Config is what the part is made of, for people and to be compared: one whose Config is the same is not started anew.
 	Config string
-	// Start makes the part, with metrics of its own. It is called again, for another, when the part has failed or its configuration is another.
+	// Start makes the part, with metrics of its own. It is called again, for another, when the part has failed or its configuration is another. An
+	// error that is hold.ErrHeld means that another process does it still: it is no failure, and Start is called again until that one has ended.
 	Start func(*slog.Logger, prometheus.Registerer) (Running, error)
 }
 
@@ -34,9 +37,15 @@ type Running struct {
 	Run func(context.Context) error
 	// Ready returns nil while all is as it should be.
 	Ready func() error
+	// Degraded returns what is not as it should be though it is no reason not to be ready, if anything; it may be nil.
+	Degraded func() error
 	// Consumer is what the part hears of the cluster; without a Sink it hears nothing.
 	Consumer cluster.Consumer
 }
+
+// ErrStuck is wrapped if something does not end that is to. There is no going on then: there would be two of it, and only the end of the process
+// ends the first one.
+var ErrStuck = errors.New("it does not end")
 
 // Supervisor runs parts.
 type Supervisor struct {
@@ -44,6 +53,8 @@ type Supervisor struct {
 	Log    *slog.Logger
 	// First and Most are the shortest and the longest pause before a part that has failed is started again; 0 means a second and a minute.
 	First, Most time.Duration
+	// Grace is for how long parts may take to end; 0 means 5 seconds, which is less than kubelets and systemd give an agent.
+	Grace time.Duration
 
 	mu        sync.Mutex
 	instances map[string]*instance
@@ -66,13 +77,16 @@ type instance struct {
 // steady is for how long a part has to run to have its failures before forgotten.
 const steady = 5 * time.Minute
 
-// Run runs the parts that come last from configs until ctx ends, and then ends them.
-func (s *Supervisor) Run(ctx context.Context, configs <-chan []Part) error {
+// Run runs the parts that come last from configs until ctx ends, and then ends them. It returns an error, which is ErrStuck, if some do not end in time.
+func (s *Supervisor) Run(ctx context.Context, configs <-chan []Part) (err error) {
 	if s.First == 0 {
 		s.First = time.Second
 	}
 	if s.Most == 0 {
 		s.Most = time.Minute
+	}
+	if s.Grace == 0 {
+		s.Grace = 5 * time.Second
 	}
 	s.mu.Lock()
 	s.instances, s.failed = map[string]*instance{}, map[string]int{}
@@ -80,9 +94,8 @@ func (s *Supervisor) Run(ctx context.Context, configs <-chan []Part) error {
 	failed := make(chan *instance)
 	delivery := &delivery{source: s.Source, log: s.Log}
 	defer func() {
-		delivery.stop()
-		for _, i := range s.sorted() {
-			s.stop(i)
+		if stuck := s.wait(append(s.sorted(), delivery.stop())); err == nil { // else it is told, by the same ones
+			err = stuck
 		}
 	}()
 	retry := time.NewTimer(0)
@@ -92,13 +105,23 @@ func (s *Supervisor) Run(ctx context.Context, configs <-chan []Part) error {
 		case <-ctx.Done():
 			return nil
 		case wanted := <-configs:
-			s.configure(ctx, wanted, failed)
+			if err := s.configure(ctx, wanted, failed); err != nil {
+				return err
+			}
 		case i := <-failed:
+			if errors.Is(i.err, ErrStuck) {
+				return fmt.Errorf("%s: %w", i.part.Name, i.err)
+			}
 			s.fail(i, i.err)
 		case <-retry.C:
 			s.restart(ctx, failed)
 		}
-		delivery.to(ctx, s.consumers())
+		if consumers := s.consumers(); !slices.Equal(consumers, delivery.consumers) {
+			if err := s.wait([]*instance{delivery.stop()}); err != nil {
+				return err
+			}
+			delivery.to(ctx, consumers)
+		}
 		if at := s.next(); !at.IsZero() {
 			retry.Reset(time.Until(at))
 		}
@@ -106,17 +129,23 @@ func (s *Supervisor) Run(ctx context.Context, configs <-chan []Part) error {
 }
 
 // configure ends what is not wanted any more, and starts what is new or other than it was.
-func (s *Supervisor) configure(ctx context.Context, wanted []Part, failed chan<- *instance) {
+func (s *Supervisor) configure(ctx context.Context, wanted []Part, failed chan<- *instance) error {
 	byName := map[string]Part{}
 	for _, p := range wanted {
 		byName[p.Name] = p
 	}
-	for _, i := range s.sorted() {
-		if p, ok := byName[i.part.Name]; ok && p.Config == i.part.Config {
+	gone := slices.DeleteFunc(s.sorted(), func(i *instance) bool {
+		p, ok := byName[i.part.Name]
+		same := ok && p.Config == i.part.Config
+		if same {
 			delete(byName, p.Name)
-			continue
 		}
-		s.stop(i)
+		return same
+	})
+	if err := s.wait(gone); err != nil {
+		return err
+	}
+	for _, i := range gone {
 		s.mu.Lock()
 		delete(s.instances, i.part.Name)
 		s.mu.Unlock()
@@ -125,6 +154,7 @@ func (s *Supervisor) configure(ctx context.Context, wanted []Part, failed chan<-
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
 		s.start(ctx, &instance{part: byName[name]}, failed)
 	}
+	return nil
 }
 
 // start makes a part and runs it.
@@ -164,6 +194,13 @@ func (s *Supervisor) put(i *instance) {
 
 // fail has a part wait, twice as long with each failure.
 func (s *Supervisor) fail(i *instance, err error) {
+	if errors.Is(err, hold.ErrHeld) {
+		if i.err == nil || i.err.Error() != err.Error() {
+			s.Log.Warn("part waits", "part", i.part.Name, "error", err)
+		}
+		s.put(&instance{part: i.part, err: err, failures: i.failures, again: time.Now().Add(s.First)})
+		return
+	}
 	if i.cancel != nil {
 		i.cancel()
 	}
@@ -208,12 +245,44 @@ func (s *Supervisor) onTrial(i *instance) bool {
 	return i.failures > 0 && time.Since(i.began) < s.First
 }
 
-// stop ends a part, and waits for it.
-func (s *Supervisor) stop(i *instance) {
-	if i.cancel != nil {
-		i.cancel()
-		<-i.ended
+// wait ends what runs of these, and waits until it has, or until the grace is over. Then what is still there is told, and what it is at.
+func (s *Supervisor) wait(ending []*instance) error {
+	for _, i := range ending {
+		if i.cancel != nil {
+			i.cancel()
+		}
 	}
+	late, stop := context.WithTimeout(context.Background(), s.Grace)
+	defer stop()
+	var stuck []string
+	for _, i := range ending {
+		if i.cancel == nil {
+			continue
+		}
+		select {
+		case <-i.ended:
+			continue
+		default:
+		}
+		select {
+		case <-i.ended:
+		case <-late.Done():
+			stuck = append(stuck, i.part.Name)
+		}
+	}
+	if len(stuck) == 0 {
+		return nil
+	}
+	err := fmt.Errorf("%s: %w within %v", strings.Join(stuck, ", "), ErrStuck, s.Grace)
+	s.Log.Error("the agent ends with parts that do not", "error", err, "goroutines", Goroutines())
+	return err
+}
+
+// Goroutines returns what all goroutines are at, those at the same together.
+func Goroutines() string {
+	var b strings.Builder
+	_ = pprof.Lookup("goroutine").WriteTo(&b, 1) // into memory
+	return b.String()
 }
 
 // sorted returns the instances by name.
@@ -237,6 +306,8 @@ type State struct {
 	// Ready says that all is as it should be; Error, why not.
 	Ready bool   `json:"ready"`
 	Error string `json:"error,omitempty"`
+	// Degraded is what is not as it should be though all that this node can do is done.
+	Degraded string `json:"degraded,omitempty"`
 	// Since is when it was started last, Failures how often it has failed one time after the other.
 	Since    time.Time `json:"since,omitzero"`
 	Failures int       `json:"failures,omitempty"`
@@ -250,6 +321,11 @@ func (s *Supervisor) States() []State {
 		var err error
 		if i.again.IsZero() {
 			err = i.running.Ready()
+			if degraded := i.running.Degraded; degraded != nil {
+				if d := degraded(); d != nil {
+					st.Degraded = d.Error()
+				}
+			}
 		} else {
 			err = fmt.Errorf("%w; it is started again in %v", i.err, time.Until(i.again).Round(time.Second))
 		}
@@ -325,13 +401,9 @@ type delivery struct {
 	ended     chan struct{}
 }
 
-// to has the source deliver to these consumers from the beginning, if they are others than before. Those that have heard of the cluster
-// already hear of it again, which tells them nothing new.
+// to has the source deliver to these consumers from the beginning. Those that have heard of the cluster already hear of it again, which tells them
+// nothing new.
 func (d *delivery) to(ctx context.Context, consumers []*instance) {
-	if slices.Equal(consumers, d.consumers) {
-		return
-	}
-	d.stop()
 	d.consumers = consumers
 	if len(consumers) == 0 {
 		return
@@ -365,11 +437,7 @@ func (d *delivery) to(ctx context.Context, consumers []*instance) {
 // sourceRetry is the pause after a source could not start.
 const sourceRetry = 5 * time.Second
 
-// stop ends the delivery. Consumers go on to take what they are given until it has ended.
-func (d *delivery) stop() {
-	if d.cancel != nil {
-		d.cancel()
-		<-d.ended
-		d.cancel = nil
-	}
+// stop returns what is to be waited for until nothing is delivered any more. Consumers go on to take what they are given until then.
+func (d *delivery) stop() *instance {
+	return &instance{part: Part{Name: "what hears of the cluster"}, cancel: d.cancel, ended: d.ended}
 }

@@ -202,6 +202,44 @@ func TestFailedAndReplaced(t *testing.T) {
 	}
 }
 
+// TestStuck holds that a part that does not end holds up neither the others' end nor the process's, whether it is to end with all others or as its
+// configuration changes; that it is named; and that no second one of it is made.
+func TestStuck(t *testing.T) {
+	for name, end := range map[string]func(cancel func(), configs chan<- []Part, other Part){
+		"the end":               func(cancel func(), _ chan<- []Part, _ Part) { cancel() },
+		"another configuration": func(_ func(), configs chan<- []Part, other Part) { configs <- []Part{other} },
+	} {
+		s := &Supervisor{Source: &source{}, Log: slog.New(slog.DiscardHandler), Grace: 50 * time.Millisecond}
+		ctx, cancel := context.WithCancel(context.Background())
+		configs, ended, release := make(chan []Part), make(chan error), make(chan struct{})
+		go func() { ended <- s.Run(ctx, configs) }()
+		var left sync.WaitGroup
+		left.Add(1)
+		starts := 0
+		part := func(config string) Part {
+			return Part{Name: "b", Config: config, Start: func(*slog.Logger, prometheus.Registerer) (Running, error) {
+				starts++
+				return Running{Ready: func() error { return nil }, Run: func(context.Context) error { defer left.Done(); <-release; return nil }}, nil
+			}}
+		}
+		a := &fake{name: "a"}
+		configs <- []Part{a.part("1", cluster.KindNode), part("1")}
+		soon(t, s.Ready)
+		end(cancel, configs, part("2"))
+		if err := <-ended; !errors.Is(err, ErrStuck) || !strings.HasPrefix(err.Error(), "b: ") || starts != 1 {
+			t.Errorf("%s: %v, %d starts", name, err, starts)
+		}
+		for _, i := range s.sorted() {
+			if i.part.Name == "a" {
+				<-i.ended
+			}
+		}
+		cancel()
+		close(release)
+		left.Wait()
+	}
+}
+
 // TestFailsAtOnce holds that a part that fails as soon as it is started, however often, does not have the others hear of the whole cluster again, and
 // that it hears of it itself when it no longer does.
 func TestFailsAtOnce(t *testing.T) {

@@ -236,7 +236,7 @@ func testSourceNodes(t *testing.T, s *suite) {
 	}
 	interest := cluster.Interest{Kinds: cluster.KindsOf(cluster.KindNode), NodeName: name, OneNode: true, NodeNet: true}
 	to := s.source(t, interest)
-	net := &cluster.NodeNet{InternalIPs: addrs("10.0.0.10", "fd00::10"), ExternalIPs: addrs("192.0.2.10"), Zone: "zone-a"}
+	net := &cluster.NodeNet{InternalIPs: addrs("10.0.0.10", "fd00::10"), ExternalIPs: addrs("192.0.2.10"), Zone: "zone-a", Created: node.CreationTimestamp.UTC()}
 	want := map[string]cluster.Object{name: &cluster.Node{Name: name, Net: net}}
 	if d := cmp.Diff(want, to.listed(t), sameValues); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
