@@ -45,7 +45,7 @@ func Namespace(part, me string, log *slog.Logger) (release func(), err error) {
 		}
 		var root bool
 		switch who, root, err = ask(name); {
-		case errors.Is(err, unix.EAGAIN) || err == nil && root:
+		case err == nil && root:
 			return nil, fmt.Errorf("%w: %s", ErrHeld, who)
 		case err == nil:
 			err = errors.New("it is not root's")

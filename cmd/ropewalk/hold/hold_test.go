@@ -112,19 +112,19 @@ func TestStrangers(t *testing.T) {
 	}
 	var out strings.Builder
 	log := slog.New(slog.NewTextHandler(&out, nil))
-	bind := func(listen bool) (fd int, err error) {
+	bind := func(backlog int) (fd int, err error) { // below zero: it does not listen
+
 		fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 		if err == nil {
 			err = unix.Bind(fd, &unix.SockaddrUnix{Name: "@ropewalk/proxy"})
 		}
-		if err == nil && listen {
-			err = unix.Listen(fd, 5)
+		if err == nil && backlog >= 0 {
+			err = unix.Listen(fd, backlog)
 		}
 		return fd, err
 	}
-	for what, f := range map[string]func() (int, error){
-		"nobody listens": func() (int, error) { return bind(false) },
-		"not root": func() (fd int, err error) {
+	asNobody := func(f func() (int, error)) func() (int, error) {
+		return func() (fd int, err error) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
@@ -133,11 +133,32 @@ func TestStrangers(t *testing.T) {
 					err = errno
 					return
 				}
-				fd, err = bind(true)
+				fd, err = f()
 			}()
 			<-done
 			return fd, err
-		},
+		}
+	}
+	for what, f := range map[string]func() (int, error){
+		"nobody listens": func() (int, error) { return bind(-1) },
+		"not root":       asNobody(func() (int, error) { return bind(5) }),
+		"not root, with as many as may wait": asNobody(func() (int, error) {
+			fd, err := bind(0)
+			if err != nil {
+				return fd, err
+			}
+			for range 2 { // one more than may wait
+				c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+				if err != nil {
+					return fd, err
+				}
+				t.Cleanup(func() { unix.Close(c) })
+				if err := unix.Connect(c, &unix.SockaddrUnix{Name: "@ropewalk/proxy"}); errors.Is(err, unix.EAGAIN) {
+					return fd, nil
+				}
+			}
+			return fd, errors.New("more may wait than were to")
+		}),
 	} {
 		fd, err := f()
 		if err != nil {
