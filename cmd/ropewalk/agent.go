@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -65,6 +66,9 @@ It needs to be root in the node's network namespace, and the rights that the par
 			c := agentConfig{file: file, node: node}
 			if printConfig {
 				f, _, err := c.read()
+				if err == nil {
+					_, err = (&agentConfig{file: file, node: cmp.Or(node, "node")}).parts() // what is wrong for any node
+				}
 				if err != nil {
 					return err
 				}
@@ -413,8 +417,9 @@ func (c *agentConfig) watch(ctx context.Context, log *slog.Logger) (changed <-ch
 // status serves what the agent is doing, as JSON.
 func (a *agent) status(node string, s *parts.Supervisor, source cluster.Source) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		st := agentStatus{Version: buildVersion(), Node: node, SourceAge: source.Age().Seconds(), Parts: s.States(), Kernel: kernelVersion()}
-		families, _ := s.Gather() // what is wrong with some is logged where all are served
+		st := agentStatus{Version: buildVersion(), Node: node, SourceAge: source.Age().Seconds(), Parts: []parts.State{}, Kernel: kernelVersion()}
+		st.Parts = append(st.Parts, s.States()...) // none, and not null, while it begins
+		families, _ := s.Gather()                  // what is wrong with some is logged where all are served
 		st.Counts = counts(families)
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(st) // to somebody who may have gone

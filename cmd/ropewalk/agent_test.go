@@ -223,3 +223,17 @@ func TestStatusExit(t *testing.T) {
 		s.Close()
 	}
 }
+
+// TestPrintConfigRefuses holds that a file that an agent would not start with is not printed as one that holds.
+func TestPrintConfigRefuses(t *testing.T) {
+	for _, wrong := range []string{"proxy: {cluster-cidr: [foo]}", "routes: {overlay: vxlam}", "hosts: {max-size: 1}"} {
+		f := filepath.Join(t.TempDir(), "agent.yaml")
+		if err := os.WriteFile(f, []byte(agentHead+wrong+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var out, errs strings.Builder
+		if code := run(t.Context(), []string{"agent", "--print-config", "--config", f}, nil, &out, &errs); code != exitError || !strings.Contains(errs.String(), "agent.yaml:") || out.Len() > 0 {
+			t.Errorf("%s: %d %s", wrong, code, &errs)
+		}
+	}
+}

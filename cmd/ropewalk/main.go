@@ -63,8 +63,8 @@ make of both.
 
 It reads the cluster from an API server, or from a directory of ordinary Kubernetes YAML.
 
-Exit codes: 0 for success, 1 if "hosts check" finds differences, 2 for an error, which is the last
-line on standard error.`,
+Exit codes: 0 for success, 1 if "hosts check" finds differences or "status" a part that is not ready, 2 for an error, which
+is the last line on standard error.`,
 		Example: `  ropewalk proxy --node-name "$NODE_NAME"
   ropewalk hosts run --node-name "$NODE_NAME"
   ropewalk hosts check --node-name worker-1 --kubeconfig /etc/kubernetes/ropewalk.conf

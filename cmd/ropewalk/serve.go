@@ -16,6 +16,7 @@ import (
 
 	"github.com/ropewalk-net/ropewalk/cluster"
 	"github.com/ropewalk-net/ropewalk/cmd/ropewalk/parts"
+	"github.com/ropewalk-net/ropewalk/proxy/health"
 )
 
 // agent is what a command that runs on has in common with others: a log, metrics, and parts that end together.
@@ -162,6 +163,7 @@ func (a *agent) serveHandler(ctx context.Context, listener net.Listener, h http.
 		Handler: h, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10,
 		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
+	health.Few(server)
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

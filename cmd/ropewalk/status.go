@@ -125,13 +125,14 @@ func askStatus(ctx context.Context, address string) (st agentStatus, err error) 
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return st, fmt.Errorf("%s: %s", req.URL, resp.Status)
+		return st, fmt.Errorf("%s: status %d", req.URL, resp.StatusCode)
 	}
 	return st, json.NewDecoder(io.LimitReader(resp.Body, maxStatus)).Decode(&st)
 }
 
 func (st agentStatus) print(w io.Writer, now time.Time) error {
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	var b strings.Builder // what is shown came over the network, and may be anybody's who has the port
+	t := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
 	fmt.Fprintf(t, "node\t%s\nversion\t%s\nkernel\t%s\n", st.Node, st.Version, st.Kernel)
 	heard := "current"
 	if st.SourceAge > 0 {
@@ -157,5 +158,7 @@ func (st agentStatus) print(w io.Writer, now time.Time) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, state, since, strings.ReplaceAll(message, "\n", "; "))
 	}
-	return t.Flush()
+	_ = t.Flush() // into memory
+	_, err := io.WriteString(w, printable(b.String()))
+	return err
 }

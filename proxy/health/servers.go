@@ -230,9 +230,9 @@ func (r *runner) start(ctx context.Context, at netip.AddrPort, now time.Time) {
 	srv := &server{Server: http.Server{
 		Handler:     r.handler(at.Port()),
 		ReadTimeout: connTimeout, WriteTimeout: connTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 4 << 10,
-		ConnState: newCrowd().state,
-		ErrorLog:  slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
 	}}
+	Few(&srv.Server)
 	r.open[at] = srv
 	r.serving.Go(func() {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -287,6 +287,9 @@ type crowd struct {
 	all   int        // these and those that have yet to end
 	ended sync.Cond
 }
+
+// Few has a server that strangers reach keep few connections, 32: the oldest one is closed for one more. It is for a server that does not serve yet.
+func Few(s *http.Server) { s.ConnState = newCrowd().state }
 
 func newCrowd() *crowd {
 	c := &crowd{}
