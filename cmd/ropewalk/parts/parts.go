@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -68,6 +69,7 @@ type instance struct {
 	registry *prometheus.Registry
 	cancel   context.CancelFunc
 	ended    chan struct{} // closed when it does nothing any more
+	deaf     atomic.Bool   // set when it is to end, or has failed
 	err      error         // what it failed with
 	failures int           // one after the other
 	began    time.Time
@@ -116,7 +118,7 @@ func (s *Supervisor) Run(ctx context.Context, configs <-chan []Part) (err error)
 		case <-retry.C:
 			s.restart(ctx, failed)
 		}
-		if consumers := s.consumers(); !slices.Equal(consumers, delivery.consumers) {
+		if consumers := s.consumers(); !slices.Equal(consumers, delivery.consumers) && !(s.awaits() && delivery.has(consumers)) {
 			if err := s.wait([]*instance{delivery.stop()}); err != nil {
 				return err
 			}
@@ -204,6 +206,7 @@ func (s *Supervisor) fail(i *instance, err error) {
 	if i.cancel != nil {
 		i.cancel()
 	}
+	i.deaf.Store(true)
 	failures := i.failures + 1
 	if !i.began.IsZero() && time.Since(i.began) > steady {
 		failures = 1
@@ -251,6 +254,7 @@ func (s *Supervisor) wait(ending []*instance) error {
 		if i.cancel != nil {
 			i.cancel()
 		}
+		i.deaf.Store(true)
 	}
 	late, stop := context.WithTimeout(context.Background(), s.Grace)
 	defer stop()
@@ -296,6 +300,13 @@ func (s *Supervisor) sorted() []*instance {
 	return out
 }
 
+// awaits says that a part is to come that has failed. The others' delivery is left as it is until then, so that they hear of the cluster once more
+// because of it, and not twice.
+func (s *Supervisor) awaits() bool {
+	return slices.ContainsFunc(s.sorted(), func(i *instance) bool { return i.failures > 0 && (!i.again.IsZero() || s.onTrial(i)) })
+}
+
+// consumers returns the instances that are to hear of the cluster.
 func (s *Supervisor) consumers() []*instance {
 	return slices.DeleteFunc(s.sorted(), func(i *instance) bool { return !i.again.IsZero() || i.running.Consumer.Sink == nil || s.onTrial(i) })
 }
@@ -401,6 +412,11 @@ type delivery struct {
 	ended     chan struct{}
 }
 
+// has says that nobody of these is missed by the delivery.
+func (d *delivery) has(consumers []*instance) bool {
+	return !slices.ContainsFunc(consumers, func(i *instance) bool { return !slices.Contains(d.consumers, i) })
+}
+
 // to has the source deliver to these consumers from the beginning. Those that have heard of the cluster already hear of it again, which tells them
 // nothing new.
 func (d *delivery) to(ctx context.Context, consumers []*instance) {
@@ -410,7 +426,7 @@ func (d *delivery) to(ctx context.Context, consumers []*instance) {
 	}
 	var all []cluster.Consumer
 	for _, i := range consumers {
-		all = append(all, i.running.Consumer)
+		all = append(all, cluster.Consumer{Interest: i.running.Consumer.Interest, Sink: hearing{i}})
 	}
 	interest, sink, err := cluster.Share(all...)
 	if err != nil { // which no configuration leads to
@@ -432,6 +448,16 @@ func (d *delivery) to(ctx context.Context, consumers []*instance) {
 			}
 		}
 	}()
+}
+
+// hearing is an instance's sink, for as long as it does something.
+type hearing struct{ *instance }
+
+// Apply implements cluster.Sink.
+func (h hearing) Apply(c cluster.Change) {
+	if !h.deaf.Load() {
+		h.running.Consumer.Sink.Apply(c)
+	}
 }
 
 // sourceRetry is the pause after a source could not start.

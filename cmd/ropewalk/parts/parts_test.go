@@ -281,3 +281,32 @@ func soon(t *testing.T, is func() error) {
 	}
 	t.Fatal(err)
 }
+
+// TestListedOnce: a part that fails and comes back has the others hear of the cluster once more, not twice.
+func TestListedOnce(t *testing.T) {
+	src := &source{}
+	s := &Supervisor{Source: src, Log: slog.New(slog.DiscardHandler), First: 10 * time.Millisecond, Most: 40 * time.Millisecond}
+	a, b := &fake{name: "a", fail: make(chan error)}, &fake{name: "b", fail: make(chan error)}
+	ctx, cancel := context.WithCancel(context.Background())
+	configs, ended := make(chan []Part), make(chan error)
+	go func() { ended <- s.Run(ctx, configs) }()
+	configs <- []Part{a.part("1", cluster.KindNode), b.part("1", cluster.KindPod)}
+	heard := func(f *fake, n int) {
+		t.Helper()
+		soon(t, func() error {
+			if _, h := f.counts(); h < n {
+				return errors.New("not heard")
+			}
+			return nil
+		})
+	}
+	heard(a, 1)
+	heard(b, 1)
+	b.fail <- errors.New("the disk is full")
+	heard(b, 2)
+	cancel()
+	<-ended
+	if len(src.runs) != 2 {
+		t.Errorf("the source has listed %d times; want 2", len(src.runs))
+	}
+}
