@@ -25,6 +25,7 @@ import (
 var (
 	requests = flag.Int("requests", 1000, "requests a second, while something is replaced")
 	lookups  = flag.Int("lookups", 100, "lookups a second, while something is replaced")
+	overlay  = flag.String("overlay", "vxlan", "the one of deploy/overlays that is installed: vxlan or direct")
 )
 
 // TestCluster starts a cluster, and does with it what people do with clusters. Each part of it can be run alone, by -run.
@@ -33,14 +34,12 @@ func TestCluster(t *testing.T) {
 	progress := func(what string) { t.Logf("%4.0f s: %s", time.Since(begun).Seconds(), what) }
 	c := newCluster(t)
 	progress("the control plane is up")
-	c.apply(t, testdata(t, "agent.yaml"))
 	c.newNode(t, 1)
 	c.newNode(t, 2)
-	c.startDNS(t)
+	c.install(t, "v1")
 	c.apply(t, testdata(t, "shop.yaml"))
 	for _, n := range c.nodes {
 		n.ready(t)
-		n.agentReady(t)
 	}
 	progress("two nodes are ready")
 	c.settled(t)
@@ -55,7 +54,7 @@ func TestCluster(t *testing.T) {
 		{"Environment", c.testEnvironment},
 		{"HostPort", c.testHostPort},
 		{"NodeRestart", c.testNodeRestart},
-		{"AgentUpgrade", c.testAgentUpgrade},
+		{"Upgrade", c.testUpgrade},
 		{"APIServerRestart", c.testAPIServerRestart},
 		{"ServiceCIDR", c.testServiceCIDR},
 		{"Families", c.testFamilies},
@@ -71,9 +70,9 @@ func TestCluster(t *testing.T) {
 // settled waits until all pods are ready.
 func (c *cluster) settled(t *testing.T) {
 	t.Helper()
-	c.deployed(t, "kube-system", "coredns")
+	c.installed(t)
 	c.deployed(t, shop, "web")
-	c.everywhere(t, "client")
+	c.everywhere(t, shop, "client")
 }
 
 // podIP returns a pod's address of a family, "4" or "6".
@@ -264,7 +263,6 @@ func (c *cluster) testNodeRestart(t *testing.T) {
 	}
 	n.powerOff(t)
 	n.start(t)
-	n.agentReady(t)
 	soon(t, "the node's pods run again", func() error {
 		var err error
 		for _, p := range list() {
@@ -300,7 +298,7 @@ func (c *cluster) loaded(t *testing.T, f func()) {
 		o.PropagationPolicy = &foreground
 		return sets.Delete(ctx, name, o)
 	}, func(ctx context.Context) error { _, err := sets.Get(ctx, "load", metav1.GetOptions{}); return err })
-	c.everywhere(t, "load")
+	c.everywhere(t, shop, "load")
 	pods := c.pods(t, "load")
 	begun := time.Now()
 	f()
@@ -329,17 +327,19 @@ func (c *cluster) loaded(t *testing.T, f func()) {
 	}
 }
 
-// testAgentUpgrade replaces the agents while services are in use, and kills them.
-func (c *cluster) testAgentUpgrade(t *testing.T) {
+// testUpgrade installs another version of all that deploy/ has, while services are in use, and has agents be killed.
+func (c *cluster) testUpgrade(t *testing.T) {
+	was := c.agents(t)
 	c.loaded(t, func() {
-		for _, with := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-			for _, n := range c.nodes {
-				n.agent.stop(with)
-				time.Sleep(time.Second) // the service goes on without one
-				n.startAgent(t)
-				n.agentReady(t)
+		c.install(t, "v2")
+		c.installed(t)
+		for _, p := range c.agents(t) {
+			if slices.ContainsFunc(was, func(o corev1.Pod) bool { return o.UID == p.UID }) {
+				t.Errorf("%s has not been replaced", p.Name)
 			}
 		}
+		c.kill(t)
+		c.installed(t)
 	})
 }
 

@@ -35,12 +35,12 @@ const (
 // cluster is one that runs.
 type cluster struct {
 	*pki
-	config  *rest.Config
-	client  *kubernetes.Clientset
-	dynamic *dynamic.DynamicClient
-	api     *process
-	nodes   []*node
-	images  map[string][]byte
+	config      *rest.Config
+	client      *kubernetes.Clientset
+	dynamic     *dynamic.DynamicClient
+	api         *process
+	nodes       []*node
+	toolArchive []byte
 }
 
 // newCluster starts a control plane.
@@ -49,12 +49,12 @@ func newCluster(t *testing.T) *cluster {
 	if err := errors.Join(os.RemoveAll(logs), os.MkdirAll(filepath.Join(dir, "pki"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{images: makeImages(t), pki: newPKI(t, filepath.Join(dir, "pki"))}
+	c := &cluster{toolArchive: makeTool(t), pki: newPKI(t, filepath.Join(dir, "pki"))}
 	c.issue(t, "apiserver", "kube-apiserver", nil, control4, control6, apiService4, apiService6, "127.0.0.1",
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
 	for name, groups := range map[string][]string{"admin": {"system:masters"}, "kube-controller-manager": nil, "kube-scheduler": nil} {
 		c.issue(t, name, "system:"+name, groups)
-		c.kubeconfig(t, c.kubeconfigOf(name), name, "")
+		c.kubeconfig(t, c.kubeconfigOf(name), name)
 	}
 	start(t, 0, "etcd", "etcd", "--data-dir="+filepath.Join(dir, "etcd"), "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379", "--listen-peer-urls=http://127.0.0.1:2380",
@@ -100,6 +100,7 @@ func (c *cluster) startAPI(t *testing.T) {
 		"--kubelet-preferred-address-types=InternalIP", "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file="+c.file("sa.pub"), "--service-account-signing-key-file="+c.file("sa.key"),
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--service-cluster-ip-range="+serviceCIDRs,
+		"--allow-privileged",   // as kubeadm has it
 		"--request-timeout=5s") // which is how long it waits for others when it is told to end
 	c.awaitAPI(t)
 }

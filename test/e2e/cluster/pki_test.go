@@ -96,8 +96,8 @@ func (p *pki) writeKey(name string, key *ecdsa.PrivateKey) error {
 	return errors.Join(err, os.WriteFile(p.file(name+".key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600))
 }
 
-// kubeconfig writes a file for who has the certificate of that name, or who shows a token.
-func (p *pki) kubeconfig(t *testing.T, to, name, token string) {
+// kubeconfig writes a file for who has the certificate of that name.
+func (p *pki) kubeconfig(t *testing.T, to, name string) {
 	t.Helper()
 	var err error
 	read := func(name string) []byte {
@@ -107,10 +107,7 @@ func (p *pki) kubeconfig(t *testing.T, to, name, token string) {
 	}
 	c := api.NewConfig()
 	c.Clusters["e2e"] = &api.Cluster{Server: server, CertificateAuthorityData: read("ca.crt")}
-	c.AuthInfos["e2e"] = &api.AuthInfo{Token: token}
-	if token == "" {
-		c.AuthInfos["e2e"] = &api.AuthInfo{ClientCertificateData: read(name + ".crt"), ClientKeyData: read(name + ".key")}
-	}
+	c.AuthInfos["e2e"] = &api.AuthInfo{ClientCertificateData: read(name + ".crt"), ClientKeyData: read(name + ".key")}
 	c.Contexts["e2e"] = &api.Context{Cluster: "e2e", AuthInfo: "e2e"}
 	c.CurrentContext = "e2e"
 	err = errors.Join(err, os.MkdirAll(filepath.Dir(to), 0o755))

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -128,7 +129,7 @@ func (p *process) gone() error {
 // ip gives ip(8) a command a line, in the test's own network namespace.
 func ip(commands string) error { return run(strings.NewReader(commands), "ip", "-batch", "-") }
 
-func run(stdin *strings.Reader, name string, args ...string) error {
+func run(stdin io.Reader, name string, args ...string) error {
 	cmd := exec.Command(name, args...)
 	cmd.Stdin = stdin
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -78,7 +78,6 @@ func serve() error {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprintf(w, "%s %s\n", name, host)
 	})
-	go func() { failed <- http.ListenAndServe(":8080", nil) }()
 	l, err := net.Listen("tcp", ":9000")
 	if err != nil {
 		return err
@@ -113,6 +112,7 @@ func serve() error {
 			u.WriteTo([]byte(answer(from)), from)
 		}
 	}()
+	go func() { failed <- http.ListenAndServe(":8080", nil) }() // the last one: it is what is asked whether all are there
 	select {
 	case err := <-failed:
 		return err
