@@ -36,6 +36,7 @@ func TestCluster(t *testing.T) {
 	progress("the control plane is up")
 	c.newNode(t, 1)
 	c.newNode(t, 2)
+	c.load(t, "v1")
 	c.install(t, "v1")
 	c.apply(t, testdata(t, "shop.yaml"))
 	for _, n := range c.nodes {
@@ -282,10 +283,14 @@ func (c *cluster) testNodeRestart(t *testing.T) {
 // outcome is what the tool says of a load.
 type outcome struct {
 	Done, Failed, Slow, Unsent int
+	When                       map[string]int
 	Errors                     []string
 }
 
-type report struct{ Requests, Lookups outcome }
+type report struct {
+	Requests, Lookups outcome
+	Resent            int
+}
 
 // loaded calls f while requests and lookups come from both nodes, none of which may fail.
 func (c *cluster) loaded(t *testing.T, f func()) {
@@ -318,8 +323,9 @@ func (c *cluster) loaded(t *testing.T, f func()) {
 			}
 			return err
 		})
+		t.Logf("%s: to open connections, %d packets were sent again", p.Spec.NodeName, r.Resent)
 		for what, o := range map[string]outcome{"requests": r.Requests, "lookups": r.Lookups} {
-			t.Logf("%s: %d %s in %.0f s, %d took more than a second, %d could not be sent in time", p.Spec.NodeName, o.Done, what, time.Since(begun).Seconds(), o.Slow, o.Unsent)
+			t.Logf("%s: %d %s in %.0f s, %d took more than a second, %d could not be sent in time %v", p.Spec.NodeName, o.Done, what, time.Since(begun).Seconds(), o.Slow, o.Unsent, o.When)
 			if o.Failed > 0 || o.Done == 0 {
 				t.Errorf("%s: %d of %d %s failed:\n%s", p.Spec.NodeName, o.Failed, o.Done, what, strings.Join(o.Errors, "\n"))
 			}
@@ -329,10 +335,13 @@ func (c *cluster) loaded(t *testing.T, f func()) {
 
 // testUpgrade installs another version of all that deploy/ has, while services are in use, and has agents be killed.
 func (c *cluster) testUpgrade(t *testing.T) {
+	const next = "v2"
+	c.load(t, next)
 	was := c.agents(t)
 	c.loaded(t, func() {
-		c.install(t, "v2")
+		c.install(t, next)
 		c.installed(t)
+		t.Logf("%s: all is replaced", time.Now().UTC().Format(time.TimeOnly))
 		for _, p := range c.agents(t) {
 			if slices.ContainsFunc(was, func(o corev1.Pod) bool { return o.UID == p.UID }) {
 				t.Errorf("%s has not been replaced", p.Name)

@@ -21,13 +21,18 @@ import (
 // system is the namespace of what deploy/ installs.
 const system = "kube-system"
 
-// install does what docs/install.md says, with what deploy/ has and an image of that version. It is an upgrade if there is another one.
-func (c *cluster) install(t *testing.T, version string) {
+// load gives the nodes an image of that version.
+func (c *cluster) load(t *testing.T, version string) {
 	t.Helper()
 	archive := pack(t, version)
 	for _, n := range c.nodes {
 		n.load(t, "ropewalk:"+version, archive)
 	}
+}
+
+// install does what docs/install.md says, with what deploy/ has and the image of that version. It is an upgrade if another one runs.
+func (c *cluster) install(t *testing.T, version string) {
+	t.Helper()
 	to := filepath.Join(dir, "install")
 	repository, err := filepath.Abs(root)
 	if err == nil {

@@ -3,9 +3,13 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,12 +19,16 @@ import (
 // Report is what a load has come to since its start.
 type Report struct {
 	Requests, Lookups Outcome
+	// Resent counts what TCP has sent again to open a connection. The kernel does so after a second: the first packet was lost.
+	Resent int
 }
 
-// Outcome counts what was tried, and what of it failed or took longer than a second: a packet was lost then and sent again.
+// Outcome counts what was tried, and what of it failed or took longer than a second.
 type Outcome struct {
 	Done, Failed, Slow, Unsent int
-	Errors                     []string // the last ones
+	// When counts those that failed or were slow, by the seconds in which they were begun.
+	When   map[string]int
+	Errors []string // the last ones
 }
 
 type counter struct {
@@ -31,6 +39,10 @@ type counter struct {
 
 // inFlight is how many requests, or lookups, may wait for their answers at once.
 const inFlight = 2000
+
+func newCounter() *counter {
+	return &counter{Outcome: Outcome{When: map[string]int{}}, free: make(chan struct{}, inFlight)}
+}
 
 // load sends requests to the services and looks their names up, each so many times a second, until it is killed. At port 8081 it says
 // what has come of it.
@@ -58,7 +70,7 @@ func load(requests, lookups string, targets []string) error {
 			addrs = append(addrs, net.JoinHostPort(ip, port))
 		}
 	}
-	asked, looked := &counter{free: make(chan struct{}, inFlight)}, &counter{free: make(chan struct{}, inFlight)}
+	asked, looked := newCounter(), newCounter()
 	go asked.each(perSecond[0], func(i int) error {
 		answer, err := exchange("tcp", addrs[i%len(addrs)])
 		if err == nil && !strings.HasSuffix(answer, "\n") {
@@ -74,7 +86,12 @@ func load(requests, lookups string, targets []string) error {
 		return err
 	})
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		json.NewEncoder(w).Encode(Report{Requests: asked.outcome(), Lookups: looked.outcome()})
+		resent, err := resent()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		json.NewEncoder(w).Encode(Report{Requests: asked.outcome(), Lookups: looked.outcome(), Resent: resent})
 	})
 	return http.ListenAndServe(":8081", nil)
 }
@@ -97,22 +114,26 @@ func (c *counter) each(perSecond int, do func(int) error) {
 		go func() {
 			begun := time.Now()
 			err := do(i)
-			c.count(time.Since(begun), err)
+			c.count(begun, err)
 			<-c.free
 		}()
 	}
 }
 
-func (c *counter) count(took time.Duration, err error) {
+func (c *counter) count(begun time.Time, err error) {
+	took := time.Since(begun)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.Done++
 	if took > time.Second {
 		c.Slow++
 	}
+	if took > time.Second || err != nil {
+		c.When[begun.UTC().Format(time.TimeOnly)]++
+	}
 	if err != nil {
 		c.Failed++
-		c.Errors = append(c.Errors, fmt.Sprintf("%s after %v: %v", time.Now().UTC().Format("15:04:05.000"), took.Round(time.Millisecond), err))
+		c.Errors = append(c.Errors, fmt.Sprintf("%s after %v: %v", begun.UTC().Format("15:04:05.000"), took.Round(time.Millisecond), err))
 		c.Errors = c.Errors[max(0, len(c.Errors)-10):]
 	}
 }
@@ -120,5 +141,23 @@ func (c *counter) count(took time.Duration, err error) {
 func (c *counter) outcome() Outcome {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.Outcome
+	out := c.Outcome
+	out.When = maps.Clone(c.When)
+	return out
+}
+
+// resent returns the kernel's counter TCPSynRetrans of this network namespace.
+func resent() (int, error) {
+	text, err := os.ReadFile("/proc/net/netstat")
+	if err != nil {
+		return 0, err
+	}
+	lines := strings.Split(string(text), "\n")
+	for i := 0; i+1 < len(lines); i += 2 { // names, and their values below
+		names, values := strings.Fields(lines[i]), strings.Fields(lines[i+1])
+		if at := slices.Index(names, "TCPSynRetrans"); at >= 0 && at < len(values) {
+			return strconv.Atoi(values[at])
+		}
+	}
+	return 0, errors.New("/proc/net/netstat has no TCPSynRetrans")
 }
