@@ -342,6 +342,9 @@ func (c *cluster) testUpgrade(t *testing.T) {
 		c.install(t, next)
 		c.installed(t)
 		t.Logf("%s: all is replaced", time.Now().UTC().Format(time.TimeOnly))
+		if dns := c.podsOf(t, system, "app.kubernetes.io/name=ropewalk-dns"); len(dns) != 2 || dns[0].Spec.NodeName == dns[1].Spec.NodeName {
+			t.Errorf("not all nodes have a DNS server: %d, the first on %s", len(dns), dns[0].Spec.NodeName)
+		}
 		for _, p := range c.agents(t) {
 			if slices.ContainsFunc(was, func(o corev1.Pod) bool { return o.UID == p.UID }) {
 				t.Errorf("%s has not been replaced", p.Name)

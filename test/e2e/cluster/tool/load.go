@@ -78,11 +78,12 @@ func load(requests, lookups string, targets []string) error {
 		}
 		return err
 	})
+	resolver := &net.Resolver{StrictErrors: true} // an answer of one family does not make up for one of the other that is lost
 	go looked.each(perSecond[1], func(i int) error {
 		host, _, _ := net.SplitHostPort(targets[i%len(targets)])
 		ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 		defer cancel()
-		_, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		_, err := resolver.LookupNetIP(ctx, "ip", host)
 		return err
 	})
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
