@@ -233,7 +233,7 @@ func (c *cluster) tool(ctx context.Context, pod string, args ...string) (string,
 
 // exec runs a command in a pod and returns what it prints, as kubectl exec does.
 func (c *cluster) exec(ctx context.Context, namespace, pod string, command ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	req := c.client.CoreV1().RESTClient().Post().Namespace(namespace).Resource("pods").Name(pod).SubResource("exec").VersionedParams(
 		&corev1.PodExecOptions{Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec)

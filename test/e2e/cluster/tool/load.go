@@ -34,8 +34,13 @@ type Outcome struct {
 type counter struct {
 	mu sync.Mutex
 	Outcome
-	free chan struct{}
+	free     chan struct{}
+	underWay sync.WaitGroup
 }
+
+// lost is for how long an answer is waited for: long, since machines that run tests are busy. TCP sends again after 1, 3, 7 and 15 s.
+// Of DNS, the pod's resolv.conf says the same.
+const lost = 30 * time.Second
 
 // inFlight is how many requests, or lookups, may wait for their answers at once.
 const inFlight = 2000
@@ -44,8 +49,8 @@ func newCounter() *counter {
 	return &counter{Outcome: Outcome{When: map[string]int{}}, free: make(chan struct{}, inFlight)}
 }
 
-// load sends requests to the services and looks their names up, each so many times a second, until it is killed. At port 8081 it says
-// what has come of it.
+// load sends requests to the services and looks their names up, each so many times a second. At port 8081 it says what has come of it;
+// who asks for /stop there ends it, and is told when nothing is under way any more.
 func load(requests, lookups string, targets []string) error {
 	perSecond := [2]int{}
 	for i, s := range []string{requests, lookups} {
@@ -71,37 +76,49 @@ func load(requests, lookups string, targets []string) error {
 		}
 	}
 	asked, looked := newCounter(), newCounter()
-	go asked.each(perSecond[0], func(i int) error {
-		answer, err := exchange("tcp", addrs[i%len(addrs)])
-		if err == nil && !strings.HasSuffix(answer, "\n") {
-			err = fmt.Errorf("%q from %s", answer, addrs[i%len(addrs)])
-		}
-		return err
+	running, stop := context.WithCancel(context.Background())
+	asked.underWay.Go(func() {
+		asked.each(running, perSecond[0], func(i int) error {
+			answer, err := exchange("tcp", addrs[i%len(addrs)], lost)
+			if err == nil && !strings.HasSuffix(answer, "\n") {
+				err = fmt.Errorf("%q from %s", answer, addrs[i%len(addrs)])
+			}
+			return err
+		})
 	})
-	resolver := &net.Resolver{StrictErrors: true} // an answer of one family does not make up for one of the other that is lost
-	go looked.each(perSecond[1], func(i int) error {
-		host, _, _ := net.SplitHostPort(targets[i%len(targets)])
-		ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
-		defer cancel()
-		_, err := resolver.LookupNetIP(ctx, "ip", host)
-		return err
+	looked.underWay.Go(func() {
+		looked.each(running, perSecond[1], func(i int) error {
+			host, _, _ := net.SplitHostPort(targets[i%len(targets)])
+			ctx, cancel := context.WithTimeout(context.Background(), 2*lost)
+			defer cancel()
+			// One that is lost fails, whatever there is of the other family. A resolver of its own waits for no other's answer.
+			_, err := (&net.Resolver{StrictErrors: true}).LookupNetIP(ctx, "ip", host)
+			return err
+		})
 	})
-	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+	report := func(w http.ResponseWriter, _ *http.Request) {
 		resent, err := resent()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
 		json.NewEncoder(w).Encode(Report{Requests: asked.outcome(), Lookups: looked.outcome(), Resent: resent})
+	}
+	http.HandleFunc("/", report)
+	http.HandleFunc("/stop", func(w http.ResponseWriter, r *http.Request) {
+		stop()
+		asked.underWay.Wait()
+		looked.underWay.Wait()
+		report(w, r)
 	})
 	return http.ListenAndServe(":8081", nil)
 }
 
 // each does something so many times a second. What comes due while too much is under way is not done, and counted.
-func (c *counter) each(perSecond int, do func(int) error) {
+func (c *counter) each(ctx context.Context, perSecond int, do func(int) error) {
 	period := time.Second / time.Duration(perSecond)
 	due := time.Now()
-	for i := 0; ; i++ {
+	for i := 0; ctx.Err() == nil; i++ {
 		due = due.Add(period)
 		time.Sleep(time.Until(due))
 		select {
@@ -112,12 +129,12 @@ func (c *counter) each(perSecond int, do func(int) error) {
 			c.mu.Unlock()
 			continue
 		}
-		go func() {
+		c.underWay.Go(func() {
 			begun := time.Now()
 			err := do(i)
 			c.count(begun, err)
 			<-c.free
-		}()
+		})
 	}
 }
 

@@ -59,7 +59,7 @@ func run(args []string) error {
 }
 
 // linger is for how long a server goes on when it is told to end: until all nodes have heard that it is not to be asked any more.
-const linger = 5 * time.Second
+const linger = 10 * time.Second
 
 // serve says who it is and who asks: by HTTP at 8080, and to who sends something by TCP and UDP at 9000.
 func serve() error {
@@ -91,7 +91,7 @@ func serve() error {
 			}
 			go func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(patience))
+				c.SetDeadline(time.Now().Add(2 * lost)) // no client waits for so long
 				if _, err := c.Read(make([]byte, 64)); err == nil {
 					io.WriteString(c, answer(c.RemoteAddr()))
 				}
@@ -124,7 +124,7 @@ func serve() error {
 
 // get prints what an HTTP server says.
 func get(url string) error {
-	c := http.Client{Timeout: patience}
+	c := http.Client{Timeout: 2 * lost}
 	resp, err := c.Get(url)
 	if err != nil {
 		return err
@@ -139,12 +139,12 @@ func get(url string) error {
 
 // ask prints what a server says that is sent something.
 func ask(network, addr string) error {
-	answer, err := exchange(network, addr)
+	answer, err := exchange(network, addr, patience)
 	fmt.Print(answer)
 	return err
 }
 
-func exchange(network, addr string) (string, error) {
+func exchange(network, addr string, patience time.Duration) (string, error) {
 	c, err := net.DialTimeout(network, addr, patience)
 	if err != nil {
 		return "", err
