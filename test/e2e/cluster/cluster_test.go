@@ -107,9 +107,20 @@ func (c *cluster) answers(t *testing.T, from string, by []corev1.Pod, client str
 	}
 }
 
-// testTraffic holds that pods reach pods, of their own node and of the other, under their own addresses.
+// testTraffic holds that pods reach pods, of their own node and of the other, under their own addresses, and what is outside of the
+// cluster under their node's.
 func (c *cluster) testTraffic(t *testing.T) {
+	outside(t, control4)
+	outside(t, control6)
 	for _, from := range c.pods(t, "client") {
+		for _, n := range c.nodes {
+			for addr, node := range map[string]string{control4: n.addr4, control6: n.addr6} {
+				got, err := c.tool(t.Context(), from.Name, "ask", "tcp", net.JoinHostPort(addr, "9000"))
+				if want := "outside " + node; from.Spec.NodeName == n.name && (err != nil || got != want) {
+					t.Errorf("%s: %s: %q, %v; want %q", from.Name, addr, got, err, want)
+				}
+			}
+		}
 		for _, to := range c.pods(t, "web") {
 			for _, family := range []string{"4", "6"} {
 				for _, network := range []string{"tcp", "udp"} {
@@ -118,6 +129,27 @@ func (c *cluster) testTraffic(t *testing.T) {
 			}
 		}
 	}
+}
+
+// outside has something outside of the cluster answer at an address, at port 9000. It goes with the test.
+func outside(t *testing.T, addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(addr, "9000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+			fmt.Fprintf(conn, "outside %s\n", host)
+			conn.Close()
+		}
+	}()
 }
 
 // testServices holds that services of each type are reached by their names.
@@ -207,21 +239,24 @@ func (c *cluster) testHosts(t *testing.T) {
 	}
 }
 
-// testEnvironment holds that containers have the variables of services.
+// testEnvironment holds that containers have the variables of services, and that these lead there.
 func (c *cluster) testEnvironment(t *testing.T) {
-	web, err := c.client.CoreV1().Services(shop).Get(t.Context(), "web", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	web := c.pods(t, "web")
 	for _, p := range c.pods(t, "client") {
-		env, err := c.tool(t.Context(), p.Name, "env")
+		text, err := c.tool(t.Context(), p.Name, "env")
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"WEB_SERVICE_HOST=" + web.Spec.ClusterIP, "WEB_SERVICE_PORT_HTTP=80", "WEB_NODE_SERVICE_PORT=9000", "KUBERNETES_SERVICE_HOST=" + apiService4} {
-			if !slices.Contains(strings.Split(env, "\n"), want) {
-				t.Errorf("%s has no %s:\n%s", p.Name, want, env)
-			}
+		env := map[string]string{}
+		for _, line := range strings.Split(text, "\n") {
+			name, value, _ := strings.Cut(line, "=")
+			env[name] = value
+		}
+		for host, port := range map[string]string{"WEB_SERVICE_HOST": "WEB_SERVICE_PORT_TCP", "WEB_NODE_SERVICE_HOST": "WEB_NODE_SERVICE_PORT"} {
+			c.answers(t, p.Name, web, podIP(&p, familyOf(env[host])), "ask", "tcp", net.JoinHostPort(env[host], env[port]))
+		}
+		if got := env["KUBERNETES_SERVICE_HOST"] + ":" + env["KUBERNETES_SERVICE_PORT"]; got != apiService4+":443" {
+			t.Errorf("%s: the API server is at %s", p.Name, got)
 		}
 	}
 }
@@ -289,6 +324,7 @@ type outcome struct {
 
 type report struct {
 	Requests, Lookups outcome
+	Broken            []string
 	Resent            int
 }
 
@@ -322,6 +358,9 @@ func (c *cluster) loaded(t *testing.T, f func()) {
 			if o.Failed > 0 || o.Done == 0 {
 				t.Errorf("%s: %d of %d %s failed:\n%s\nthose that failed or were slow were begun at %v", p.Spec.NodeName, o.Failed, o.Done, what, strings.Join(o.Errors, "\n"), o.When)
 			}
+		}
+		if len(r.Broken) > 0 {
+			t.Errorf("%s: UDP is not answered any more: %q", p.Spec.NodeName, r.Broken)
 		}
 		// A request that is lost is sent again after a second, and answered then.
 		if r.Resent > 0 {
@@ -392,6 +431,29 @@ func (c *cluster) testServiceCIDR(t *testing.T) {
 	if full == nil || !strings.Contains(full.Error(), "range is full") {
 		t.Fatalf("the range is not full: %v", full)
 	}
+	// Nothing that is sent to an address of a range of services leaves its node, as if it were another's.
+	const free = "10.97.0.1"
+	if err := ip("addr add " + free + "/32 dev lo\n"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := ip("addr del " + free + "/32 dev lo\n"); err != nil {
+			t.Error(err)
+		}
+	})
+	outside(t, free)
+	leaves := func(want bool) {
+		t.Helper()
+		for _, p := range c.pods(t, "client") {
+			soon(t, fmt.Sprintf("what is sent to %s leaves the node: %t", free, want), func() error {
+				if got, err := c.tool(t.Context(), p.Name, "ask", "tcp", net.JoinHostPort(free, "9000")); (err == nil) != want {
+					return fmt.Errorf("%s: %q, %v", p.Name, got, err)
+				}
+				return nil
+			})
+		}
+	}
+	leaves(true)
 	cidrs := c.client.NetworkingV1().ServiceCIDRs()
 	get := func() (*networkingv1.ServiceCIDR, error) { return cidrs.Get(t.Context(), "more", metav1.GetOptions{}) }
 	more := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.97.0.0/24", "fd97::/120"}}}
@@ -409,6 +471,7 @@ func (c *cluster) testServiceCIDR(t *testing.T) {
 	}
 	c.reachable(t, "new", "4")
 	c.reachable(t, "new", "6")
+	leaves(false)
 	client := c.pods(t, "client")[0]
 	if got, err := c.tool(t.Context(), client.Name, "lookup", "PTR", s.Spec.ClusterIP); err != nil || got != "new.shop.svc.cluster.local." {
 		t.Errorf("PTR of %s: %q, %v", s.Spec.ClusterIP, got, err)
@@ -442,6 +505,7 @@ func (c *cluster) testServiceCIDR(t *testing.T) {
 		}
 		return nil
 	})
+	leaves(true)
 }
 
 // testFamilies gives a service a second family of addresses, and takes it away.

@@ -19,6 +19,8 @@ import (
 // Report is what a load has come to since its start.
 type Report struct {
 	Requests, Lookups Outcome
+	// Broken are the flows of UDP on which nothing is answered any more.
+	Broken []string
 	// Resent counts what TCP has sent again to open a connection. The kernel does so after a second: the first packet was lost.
 	Resent int
 }
@@ -96,20 +98,30 @@ func load(requests, lookups string, targets []string) error {
 			return err
 		})
 	})
-	report := func(w http.ResponseWriter, _ *http.Request) {
+	flows := make(chan string, len(addrs))
+	for _, addr := range addrs {
+		go func() { flows <- flow(running, addr) }()
+	}
+	report := func(w http.ResponseWriter, broken []string) {
 		resent, err := resent()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		json.NewEncoder(w).Encode(Report{Requests: asked.outcome(), Lookups: looked.outcome(), Resent: resent})
+		json.NewEncoder(w).Encode(Report{Requests: asked.outcome(), Lookups: looked.outcome(), Resent: resent, Broken: broken})
 	}
-	http.HandleFunc("/", report)
-	http.HandleFunc("/stop", func(w http.ResponseWriter, r *http.Request) {
+	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { report(w, nil) })
+	http.HandleFunc("/stop", func(w http.ResponseWriter, _ *http.Request) {
 		stop()
 		asked.underWay.Wait()
 		looked.underWay.Wait()
-		report(w, r)
+		var broken []string
+		for range addrs {
+			if f := <-flows; f != "" {
+				broken = append(broken, f)
+			}
+		}
+		report(w, broken)
 	})
 	return http.ListenAndServe(":8081", nil)
 }
@@ -135,6 +147,33 @@ func (c *counter) each(ctx context.Context, perSecond int, do func(int) error) {
 			c.count(begun, err)
 			<-c.free
 		})
+	}
+}
+
+// flow goes on asking by UDP from one port, which leads it to one server for as long as there is that. It returns what is wrong if
+// nothing is answered at the end.
+func flow(running context.Context, addr string) string {
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		return err.Error()
+	}
+	defer c.Close()
+	end := time.Time{}
+	for b := make([]byte, 256); ; time.Sleep(50 * time.Millisecond) {
+		stopping := running.Err() != nil
+		c.SetDeadline(time.Now().Add(time.Second))
+		if _, err = c.Write([]byte("who?")); err == nil { // or it is told that there was nobody for the last one
+			_, err = c.Read(b)
+		}
+		switch {
+		case !stopping:
+		case err == nil:
+			return ""
+		case end.IsZero():
+			end = time.Now().Add(lost)
+		case time.Now().After(end):
+			return fmt.Sprintf("%s to %s: %v", c.LocalAddr(), addr, err)
+		}
 	}
 }
 

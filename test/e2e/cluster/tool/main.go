@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -58,8 +59,9 @@ func run(args []string) error {
 	return nil
 }
 
-// linger is for how long a server goes on when it is told to end: until all nodes have heard that it is not to be asked any more.
-const linger = 10 * time.Second
+// linger is for how long a server goes on when it is told to end: until all nodes have heard that it is not to be asked any more, which
+// takes seconds where a machine is busy.
+const linger = 15 * time.Second
 
 // serve says who it is and who asks: by HTTP at 8080, and to who sends something by TCP and UDP at 9000.
 func serve() error {
@@ -82,6 +84,7 @@ func serve() error {
 	if err != nil {
 		return err
 	}
+	var connections sync.WaitGroup
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -89,13 +92,13 @@ func serve() error {
 				failed <- err
 				return
 			}
-			go func() {
+			connections.Go(func() {
 				defer c.Close()
 				c.SetDeadline(time.Now().Add(2 * lost)) // no client waits for so long
 				if _, err := c.Read(make([]byte, 64)); err == nil {
 					io.WriteString(c, answer(c.RemoteAddr()))
 				}
-			}()
+			})
 		}
 	}()
 	u, err := net.ListenPacket("udp", ":9000")
@@ -118,6 +121,7 @@ func serve() error {
 		return err
 	case <-stop:
 		time.Sleep(linger)
+		connections.Wait()
 		return nil
 	}
 }
