@@ -431,13 +431,22 @@ func (c *cluster) testServiceCIDR(t *testing.T) {
 	if full == nil || !strings.Contains(full.Error(), "range is full") {
 		t.Fatalf("the range is not full: %v", full)
 	}
-	// Nothing that is sent to an address of a range of services leaves its node, as if it were another's.
+	// Nothing that is sent to an address of a range of services leaves its node, not even to who knows the way back to pods.
 	const free = "10.97.0.1"
-	if err := ip("addr add " + free + "/32 dev lo\n"); err != nil {
+	there, back := "addr add "+free+"/32 dev lo\n", "addr del "+free+"/32 dev lo\n"
+	for _, n := range c.nodes {
+		node, err := c.client.CoreV1().Nodes().Get(t.Context(), n.name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		route := node.Spec.PodCIDRs[slices.IndexFunc(node.Spec.PodCIDRs, func(s string) bool { return familyOf(s) == "4" })] + " via " + n.addr4 + "\n"
+		there, back = there+"route add "+route, back+"route del "+route
+	}
+	if err := ip(there); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := ip("addr del " + free + "/32 dev lo\n"); err != nil {
+		if err := ip(back); err != nil {
 			t.Error(err)
 		}
 	})
