@@ -20,6 +20,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ropewalk-net/ropewalk/test/wait"
 )
 
 var (
@@ -492,7 +494,7 @@ func (c *cluster) testServiceCIDR(t *testing.T) {
 	soon(t, "the range is kept for its service", func() error {
 		got, err := get()
 		if err != nil {
-			return &fatal{err}
+			return &wait.Fatal{Err: err}
 		}
 		if got.DeletionTimestamp == nil || len(got.Finalizers) == 0 || !slices.ContainsFunc(got.Status.Conditions, func(c metav1.Condition) bool {
 			return c.Type == networkingv1.ServiceCIDRConditionReady && c.Status == metav1.ConditionFalse

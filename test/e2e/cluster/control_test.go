@@ -15,6 +15,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/ropewalk-net/ropewalk/test/wait"
 )
 
 // The addresses of the control plane, and the ranges of the cluster. Those of services are as small as they may be, so that a test can
@@ -109,7 +111,7 @@ func (c *cluster) awaitAPI(t *testing.T) {
 	t.Helper()
 	soon(t, "the API server is ready", func() error {
 		if err := c.api.gone(); err != nil {
-			return &fatal{err}
+			return &wait.Fatal{Err: err}
 		}
 		code := 0
 		body, err := c.client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(t.Context()).StatusCode(&code).Raw()

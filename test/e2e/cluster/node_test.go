@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ropewalk-net/ropewalk/test/e2e/containerd"
+	"github.com/ropewalk-net/ropewalk/test/wait"
 )
 
 // node is a machine of the cluster: namespaces, with a kubelet and containerd.
@@ -192,7 +193,7 @@ func (n *node) ready(t *testing.T) {
 	soon(t, n.name+" is ready", func() error {
 		for _, p := range []*process{n.kubelet, n.runtime} {
 			if err := p.gone(); err != nil {
-				return &fatal{err}
+				return &wait.Fatal{Err: err}
 			}
 		}
 		object, err := n.client.CoreV1().Nodes().Get(context.Background(), n.name, metav1.GetOptions{})

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ropewalk-net/ropewalk/test/wait"
 )
 
 // logs is where programs write to. It is the one thing that stays, until the next run.
@@ -144,18 +146,7 @@ const patience = 2 * time.Minute
 // soon waits until is returns nil.
 func soon(t *testing.T, what string, is func() error) {
 	t.Helper()
-	var err error
-	for begun := time.Now(); time.Since(begun) < patience; time.Sleep(50 * time.Millisecond) {
-		if err = is(); err == nil {
-			return
-		}
-		var end *fatal
-		if errors.As(err, &end) {
-			break
-		}
+	if err := wait.Until(patience, is); err != nil {
+		t.Fatalf("%s: not so: %v", what, err)
 	}
-	t.Fatalf("%s: not so: %v", what, err)
 }
-
-// fatal is an error that time does not heal.
-type fatal struct{ error }
