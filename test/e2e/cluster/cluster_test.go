@@ -59,6 +59,7 @@ func TestCluster(t *testing.T) {
 		{"NodeRestart", c.testNodeRestart},
 		{"Upgrade", c.testUpgrade},
 		{"APIServerRestart", c.testAPIServerRestart},
+		{"Tokens", c.testTokens},
 		{"ServiceCIDR", c.testServiceCIDR},
 		{"Families", c.testFamilies},
 		{"RollingUpdate", c.testRollingUpdate},
@@ -406,6 +407,38 @@ func (c *cluster) testAPIServerRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.reachable(t, "after", "4")
+}
+
+// testTokens has the tokens of service accounts become invalid, as they do after a while. The kubelets write new ones into the pods, by
+// which agents and DNS servers hear of what is new without being started again.
+func (c *cluster) testTokens(t *testing.T) {
+	running := func() (ids []string) {
+		for _, p := range slices.Concat(c.agents(t), c.podsOf(t, system, "app.kubernetes.io/name=ropewalk-dns")) {
+			ids = append(ids, p.Status.ContainerStatuses[0].ContainerID)
+		}
+		return ids
+	}
+	was := running()
+	c.newAccountsKey(t)
+	c.api.stop(syscall.SIGTERM)
+	c.manager.stop(syscall.SIGTERM)
+	c.startAPI(t)
+	c.startManager(t)
+	for _, n := range c.nodes {
+		n.kubelet.stop(syscall.SIGTERM)
+		n.startKubelet(t)
+	}
+	if _, err := c.service(t, "renewed", nil); err != nil {
+		t.Fatal(err)
+	}
+	c.reachable(t, "renewed", "4")
+	for _, n := range c.nodes {
+		n.ready(t)
+	}
+	c.settled(t)
+	if now := running(); !slices.Equal(was, now) {
+		t.Errorf("containers were %q, and are %q", was, now)
+	}
 }
 
 // reachable waits until a service is reached by its name from each node.

@@ -41,6 +41,7 @@ type cluster struct {
 	client      *kubernetes.Clientset
 	dynamic     *dynamic.DynamicClient
 	api         *process
+	manager     *process // kube-controller-manager
 	nodes       []*node
 	toolArchive []byte
 }
@@ -73,14 +74,8 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	c.startAPI(t)
-	kubeconfig := func(name string) []string {
-		f := c.kubeconfigOf(name)
-		return []string{"--kubeconfig=" + f, "--authentication-kubeconfig=" + f, "--authorization-kubeconfig=" + f, "--bind-address=127.0.0.1", "--leader-elect=false"}
-	}
-	start(t, 0, "kube-controller-manager", "kube-controller-manager", append(kubeconfig("kube-controller-manager"),
-		"--allocate-node-cidrs", "--cluster-cidr="+podCIDRs, "--service-cluster-ip-range="+serviceCIDRs, "--use-service-account-credentials",
-		"--service-account-private-key-file="+c.file("sa.key"), "--root-ca-file="+c.file("ca.crt"))...)
-	start(t, 0, "kube-scheduler", "kube-scheduler", kubeconfig("kube-scheduler")...)
+	c.startManager(t)
+	start(t, 0, "kube-scheduler", "kube-scheduler", c.clientOf("kube-scheduler")...)
 	soon(t, "the API server has made its own objects", func() error {
 		_, err := c.client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
 		if err == nil {
@@ -92,6 +87,19 @@ func newCluster(t *testing.T) *cluster {
 }
 
 func (c *cluster) kubeconfigOf(name string) string { return c.file(name + ".conf") }
+
+// clientOf returns the arguments of a program of the control plane, by which it finds the API server.
+func (c *cluster) clientOf(name string) []string {
+	f := c.kubeconfigOf(name)
+	return []string{"--kubeconfig=" + f, "--authentication-kubeconfig=" + f, "--authorization-kubeconfig=" + f, "--bind-address=127.0.0.1", "--leader-elect=false"}
+}
+
+func (c *cluster) startManager(t *testing.T) {
+	t.Helper()
+	c.manager = start(t, 0, "kube-controller-manager", "kube-controller-manager", append(c.clientOf("kube-controller-manager"),
+		"--allocate-node-cidrs", "--cluster-cidr="+podCIDRs, "--service-cluster-ip-range="+serviceCIDRs, "--use-service-account-credentials",
+		"--service-account-private-key-file="+c.file("sa.key"), "--root-ca-file="+c.file("ca.crt"))...)
+}
 
 // startAPI starts the API server and waits until it is ready.
 func (c *cluster) startAPI(t *testing.T) {

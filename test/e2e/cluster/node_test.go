@@ -86,6 +86,7 @@ evictionHard: {memory.available: 50Mi, nodefs.available: 1%%, imagefs.available:
 failSwapOn: false
 makeIPTablesUtilChains: false
 oomScoreAdj: 0
+syncFrequency: 10s
 `
 
 const containerdConfig = `version = 3
@@ -109,6 +110,11 @@ func (n *node) start(t *testing.T) {
 	}
 	n.runtime = n.run(t, "containerd", "containerd", "--config", "/var/lib/containerd.toml")
 	n.load(t, toolImage, n.toolArchive) // when it listens, as the kubelet wants it
+	n.startKubelet(t)
+}
+
+func (n *node) startKubelet(t *testing.T) {
+	t.Helper()
 	n.kubelet = n.run(t, "kubelet", "kubelet", "--config=/var/lib/kubelet/config.yaml", "--kubeconfig=/var/lib/kubelet/kubeconfig",
 		"--hostname-override="+n.name, "--node-ip="+n.addr4+","+n.addr6)
 }

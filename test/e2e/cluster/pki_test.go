@@ -34,6 +34,13 @@ func newPKI(t *testing.T, dir string) *pki {
 	p := &pki{dir: dir}
 	template := &x509.Certificate{Subject: pkix.Name{CommonName: "ropewalk-e2e"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	p.ca, p.key = p.sign(t, "ca", template)
+	p.newAccountsKey(t)
+	return p
+}
+
+// newAccountsKey makes the key by which tokens of service accounts are signed. Those of before are not good any more, once all know it.
+func (p *pki) newAccountsKey(t *testing.T) {
+	t.Helper()
 	accounts, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +50,6 @@ func newPKI(t *testing.T, dir string) *pki {
 	if err = errors.Join(err, p.writeKey("sa", accounts)); err != nil {
 		t.Fatal(err)
 	}
-	return p
 }
 
 func (p *pki) file(name string) string { return filepath.Join(p.dir, name) }
