@@ -331,7 +331,8 @@ type report struct {
 	Resent            int
 }
 
-// loaded calls f while requests and lookups come from both nodes, none of which may fail.
+// loaded calls f while requests and lookups come from both nodes, none of which may fail or be lost. Those that are slow are told of: a
+// machine that is busy has some.
 func (c *cluster) loaded(t *testing.T, f func()) {
 	t.Helper()
 	each := func(n int) string { return strconv.Itoa(max(1, n/len(c.nodes))) }

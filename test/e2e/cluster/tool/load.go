@@ -40,8 +40,8 @@ type counter struct {
 	underWay sync.WaitGroup
 }
 
-// lost is for how long an answer is waited for: long, since machines that run tests are busy. TCP sends again after 1, 3, 7 and 15 s.
-// Of DNS, the pod's resolv.conf says the same.
+// lost is for how long an answer is waited for: long, since machines that run tests are busy. TCP sends again after 1, 3, 7 and 15 s,
+// and the resolver when the pod's resolv.conf says so.
 const lost = 30 * time.Second
 
 // inFlight is how many requests, or lookups, may wait for their answers at once.
