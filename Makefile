@@ -52,7 +52,7 @@ test: tools build ## run all tests
 	cd test/e2e && $(BINARIES) $(GO) test -count=1 -ldflags='-s -w' ./... # uncached: the programs are outside of that module
 
 .PHONY: e2e
-e2e: tools build ## try it in a real Kubernetes with two nodes on this machine (root; 3 minutes, and 10 to build Kubernetes once)
+e2e: tools build ## try it in a real Kubernetes with two nodes on this machine (root; 4 minutes, and 10 to build Kubernetes once)
 	cd test/e2e && $(GO) test -tags e2e -count=1 -v -timeout 30m ./cluster $(FLAGS)
 
 .PHONY: race
