@@ -411,7 +411,7 @@ func (c *cluster) testAPIServerRestart(t *testing.T) {
 }
 
 // testTokens has the tokens of service accounts become invalid, as they do after a while. The kubelets write new ones into the pods, by
-// which agents and DNS servers hear of what is new without being started again.
+// which agents and DNS servers hear of what is new without being started again. client-go reads them once a minute.
 func (c *cluster) testTokens(t *testing.T) {
 	running := func() (ids []string) {
 		for _, p := range slices.Concat(c.agents(t), c.podsOf(t, system, "app.kubernetes.io/name=ropewalk-dns")) {

@@ -86,7 +86,6 @@ evictionHard: {memory.available: 50Mi, nodefs.available: 1%%, imagefs.available:
 failSwapOn: false
 makeIPTablesUtilChains: false
 oomScoreAdj: 0
-syncFrequency: 10s
 `
 
 const containerdConfig = `version = 3
