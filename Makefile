@@ -57,7 +57,7 @@ test: tools build stock-cni stock-flannel ## run all tests
 	cd test/e2e && $(BINARIES) $(GO) test -count=1 -ldflags='-s -w' ./... # uncached: the programs are outside of that module
 
 .PHONY: e2e
-e2e: root go tools build ## try it in a real Kubernetes with two nodes on this machine (root; 2 minutes, and 10 to build Kubernetes once)
+e2e: root go tools build ## try it in a real Kubernetes with two nodes on this machine (root; 4 minutes, and 10 to build Kubernetes once)
 	cd test/e2e && $(GO) test -tags e2e -count=1 -v -timeout 75m ./cluster $(FLAGS)
 
 .PHONY: race

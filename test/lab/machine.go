@@ -22,6 +22,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ropewalk-net/ropewalk/test/wait"
 )
 
 // path is where programs are, for pods.
@@ -407,7 +409,7 @@ func (m *machine) pod(n *node, d *pod) error {
 	if err := m.attach(n, d, s.pid); err != nil {
 		return err
 	}
-	if err := soon(func() error {
+	if err := wait.Until(patience, func() error {
 		switch i, err := os.Stat(d.hostsFile(n)); {
 		case err != nil:
 			return err
@@ -425,7 +427,7 @@ func (m *machine) pod(n *node, d *pod) error {
 func (m *machine) attach(n *node, d *pod, pid int) error {
 	dir := filepath.Join(state, "nodes", n.name)
 	plugins, conf := filepath.Join(dir, "bin"), filepath.Join(dir, "net.d", "10-ropewalk.conflist")
-	if err := soon(func() error {
+	if err := wait.Until(patience, func() error {
 		_, err := os.Stat(filepath.Join(plugins, "ropewalk-cni"))
 		_, err2 := os.Stat(conf)
 		return errors.Join(err, err2)
@@ -450,7 +452,7 @@ func (m *machine) attach(n *node, d *pod, pid int) error {
 // answers waits until the agent says that all its parts are ready, and the node reaches its pods and the cluster's DNS. It is called in the
 // node's network namespace.
 func (m *machine) answers(n *node) error {
-	if err := soon(func() error {
+	if err := wait.Until(patience, func() error {
 		out, err := exec.Command(m.binary("ropewalk"), "status").CombinedOutput()
 		if err != nil {
 			err = fmt.Errorf("ropewalk status: %w\n%s", err, out)
@@ -468,7 +470,7 @@ func (m *machine) answers(n *node) error {
 		}
 	}
 	for _, a := range at {
-		if err := soon(func() error {
+		if err := wait.Until(patience, func() error {
 			c, err := net.DialTimeout("tcp", a.String(), time.Second)
 			if err == nil {
 				err = c.Close()
@@ -479,13 +481,4 @@ func (m *machine) answers(n *node) error {
 		}
 	}
 	return nil
-}
-
-// soon waits until is returns nil.
-func soon(is func() error) error {
-	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if err := is(); err == nil || time.Since(begun) > patience {
-			return err
-		}
-	}
 }

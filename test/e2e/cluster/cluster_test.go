@@ -20,11 +20,14 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ropewalk-net/ropewalk/test/wait"
 )
 
 var (
 	requests = flag.Int("requests", 1000, "requests a second, while something is replaced")
 	lookups  = flag.Int("lookups", 100, "lookups a second, while something is replaced")
+	overlay  = flag.String("overlay", "vxlan", "the one of deploy/overlays that is installed: vxlan or direct")
 )
 
 // TestCluster starts a cluster, and does with it what people do with clusters. Each part of it can be run alone, by -run.
@@ -33,14 +36,13 @@ func TestCluster(t *testing.T) {
 	progress := func(what string) { t.Logf("%4.0f s: %s", time.Since(begun).Seconds(), what) }
 	c := newCluster(t)
 	progress("the control plane is up")
-	c.apply(t, testdata(t, "agent.yaml"))
 	c.newNode(t, 1)
 	c.newNode(t, 2)
-	c.startDNS(t)
+	c.load(t, "v1")
+	c.install(t, "v1")
 	c.apply(t, testdata(t, "shop.yaml"))
 	for _, n := range c.nodes {
 		n.ready(t)
-		n.agentReady(t)
 	}
 	progress("two nodes are ready")
 	c.settled(t)
@@ -55,8 +57,9 @@ func TestCluster(t *testing.T) {
 		{"Environment", c.testEnvironment},
 		{"HostPort", c.testHostPort},
 		{"NodeRestart", c.testNodeRestart},
-		{"AgentUpgrade", c.testAgentUpgrade},
+		{"Upgrade", c.testUpgrade},
 		{"APIServerRestart", c.testAPIServerRestart},
+		{"Tokens", c.testTokens},
 		{"ServiceCIDR", c.testServiceCIDR},
 		{"Families", c.testFamilies},
 		{"RollingUpdate", c.testRollingUpdate},
@@ -71,9 +74,9 @@ func TestCluster(t *testing.T) {
 // settled waits until all pods are ready.
 func (c *cluster) settled(t *testing.T) {
 	t.Helper()
-	c.deployed(t, "kube-system", "coredns")
+	c.installed(t)
 	c.deployed(t, shop, "web")
-	c.everywhere(t, "client")
+	c.everywhere(t, shop, "client")
 }
 
 // podIP returns a pod's address of a family, "4" or "6".
@@ -107,9 +110,20 @@ func (c *cluster) answers(t *testing.T, from string, by []corev1.Pod, client str
 	}
 }
 
-// testTraffic holds that pods reach pods, of their own node and of the other, under their own addresses.
+// testTraffic holds that pods reach pods, of their own node and of the other, under their own addresses, and what is outside of the
+// cluster under their node's.
 func (c *cluster) testTraffic(t *testing.T) {
+	outside(t, control4)
+	outside(t, control6)
 	for _, from := range c.pods(t, "client") {
+		for _, n := range c.nodes {
+			for addr, node := range map[string]string{control4: n.addr4, control6: n.addr6} {
+				got, err := c.tool(t.Context(), from.Name, "ask", "tcp", net.JoinHostPort(addr, "9000"))
+				if want := "outside " + node; from.Spec.NodeName == n.name && (err != nil || got != want) {
+					t.Errorf("%s: %s: %q, %v; want %q", from.Name, addr, got, err, want)
+				}
+			}
+		}
 		for _, to := range c.pods(t, "web") {
 			for _, family := range []string{"4", "6"} {
 				for _, network := range []string{"tcp", "udp"} {
@@ -118,6 +132,27 @@ func (c *cluster) testTraffic(t *testing.T) {
 			}
 		}
 	}
+}
+
+// outside has something outside of the cluster answer at an address, at port 9000. It goes with the test.
+func outside(t *testing.T, addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(addr, "9000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+			fmt.Fprintf(conn, "outside %s\n", host)
+			conn.Close()
+		}
+	}()
 }
 
 // testServices holds that services of each type are reached by their names.
@@ -207,21 +242,24 @@ func (c *cluster) testHosts(t *testing.T) {
 	}
 }
 
-// testEnvironment holds that containers have the variables of services.
+// testEnvironment holds that containers have the variables of services, and that these lead there.
 func (c *cluster) testEnvironment(t *testing.T) {
-	web, err := c.client.CoreV1().Services(shop).Get(t.Context(), "web", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	web := c.pods(t, "web")
 	for _, p := range c.pods(t, "client") {
-		env, err := c.tool(t.Context(), p.Name, "env")
+		text, err := c.tool(t.Context(), p.Name, "env")
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"WEB_SERVICE_HOST=" + web.Spec.ClusterIP, "WEB_SERVICE_PORT_HTTP=80", "WEB_NODE_SERVICE_PORT=9000", "KUBERNETES_SERVICE_HOST=" + apiService4} {
-			if !slices.Contains(strings.Split(env, "\n"), want) {
-				t.Errorf("%s has no %s:\n%s", p.Name, want, env)
-			}
+		env := map[string]string{}
+		for _, line := range strings.Split(text, "\n") {
+			name, value, _ := strings.Cut(line, "=")
+			env[name] = value
+		}
+		for host, port := range map[string]string{"WEB_SERVICE_HOST": "WEB_SERVICE_PORT_TCP", "WEB_NODE_SERVICE_HOST": "WEB_NODE_SERVICE_PORT"} {
+			c.answers(t, p.Name, web, podIP(&p, familyOf(env[host])), "ask", "tcp", net.JoinHostPort(env[host], env[port]))
+		}
+		if got := env["KUBERNETES_SERVICE_HOST"] + ":" + env["KUBERNETES_SERVICE_PORT"]; got != apiService4+":443" {
+			t.Errorf("%s: the API server is at %s", p.Name, got)
 		}
 	}
 }
@@ -264,7 +302,6 @@ func (c *cluster) testNodeRestart(t *testing.T) {
 	}
 	n.powerOff(t)
 	n.start(t)
-	n.agentReady(t)
 	soon(t, "the node's pods run again", func() error {
 		var err error
 		for _, p := range list() {
@@ -284,12 +321,18 @@ func (c *cluster) testNodeRestart(t *testing.T) {
 // outcome is what the tool says of a load.
 type outcome struct {
 	Done, Failed, Slow, Unsent int
+	When                       map[string]int
 	Errors                     []string
 }
 
-type report struct{ Requests, Lookups outcome }
+type report struct {
+	Requests, Lookups outcome
+	Broken            []string
+	Resent            int
+}
 
-// loaded calls f while requests and lookups come from both nodes, none of which may fail.
+// loaded calls f while requests and lookups come from both nodes, none of which may fail or be lost. Those that are slow are told of: a
+// machine that is busy has some.
 func (c *cluster) loaded(t *testing.T, f func()) {
 	t.Helper()
 	each := func(n int) string { return strconv.Itoa(max(1, n/len(c.nodes))) }
@@ -300,46 +343,55 @@ func (c *cluster) loaded(t *testing.T, f func()) {
 		o.PropagationPolicy = &foreground
 		return sets.Delete(ctx, name, o)
 	}, func(ctx context.Context) error { _, err := sets.Get(ctx, "load", metav1.GetOptions{}); return err })
-	c.everywhere(t, "load")
+	c.everywhere(t, shop, "load")
 	pods := c.pods(t, "load")
 	begun := time.Now()
 	f()
 	for _, p := range pods {
-		// What is asked last has to be answered, too: wait until some more has been.
-		var r, last report
-		soon(t, "the load goes on", func() error {
-			text, err := c.tool(t.Context(), p.Name, "get", "http://127.0.0.1:8081/")
-			if err == nil {
-				err = json.Unmarshal([]byte(text), &r)
-			}
-			if last.Requests.Done == 0 {
-				last = r
-			}
-			if err == nil && r.Requests.Done < last.Requests.Done+*requests {
-				err = fmt.Errorf("%d requests", r.Requests.Done)
-			}
-			return err
-		})
+		text, err := c.tool(t.Context(), p.Name, "get", "http://127.0.0.1:8081/stop")
+		var r report
+		if err == nil {
+			err = json.Unmarshal([]byte(text), &r)
+		}
+		if err != nil {
+			t.Error(err)
+			continue
+		}
 		for what, o := range map[string]outcome{"requests": r.Requests, "lookups": r.Lookups} {
 			t.Logf("%s: %d %s in %.0f s, %d took more than a second, %d could not be sent in time", p.Spec.NodeName, o.Done, what, time.Since(begun).Seconds(), o.Slow, o.Unsent)
 			if o.Failed > 0 || o.Done == 0 {
-				t.Errorf("%s: %d of %d %s failed:\n%s", p.Spec.NodeName, o.Failed, o.Done, what, strings.Join(o.Errors, "\n"))
+				t.Errorf("%s: %d of %d %s failed:\n%s\nthose that failed or were slow were begun at %v", p.Spec.NodeName, o.Failed, o.Done, what, strings.Join(o.Errors, "\n"), o.When)
 			}
+		}
+		if len(r.Broken) > 0 {
+			t.Errorf("%s: UDP is not answered any more: %q", p.Spec.NodeName, r.Broken)
+		}
+		// A request that is lost is sent again after a second, and answered then.
+		if r.Resent > 0 {
+			t.Errorf("%s: to open connections, %d packets were sent again; those that were slow were begun at %v", p.Spec.NodeName, r.Resent, r.Requests.When)
 		}
 	}
 }
 
-// testAgentUpgrade replaces the agents while services are in use, and kills them.
-func (c *cluster) testAgentUpgrade(t *testing.T) {
+// testUpgrade installs another version of all that deploy/ has, while services are in use, and has agents be killed.
+func (c *cluster) testUpgrade(t *testing.T) {
+	const next = "v2"
+	c.load(t, next)
+	was := c.agents(t)
 	c.loaded(t, func() {
-		for _, with := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-			for _, n := range c.nodes {
-				n.agent.stop(with)
-				time.Sleep(time.Second) // the service goes on without one
-				n.startAgent(t)
-				n.agentReady(t)
+		c.install(t, next)
+		c.installed(t)
+		t.Logf("%s: all is replaced", time.Now().UTC().Format(time.TimeOnly))
+		if dns := c.podsOf(t, system, "app.kubernetes.io/name=ropewalk-dns"); len(dns) != 2 || dns[0].Spec.NodeName == dns[1].Spec.NodeName {
+			t.Errorf("not all nodes have a DNS server: %d, the first on %s", len(dns), dns[0].Spec.NodeName)
+		}
+		for _, p := range c.agents(t) {
+			if slices.ContainsFunc(was, func(o corev1.Pod) bool { return o.UID == p.UID }) {
+				t.Errorf("%s has not been replaced", p.Name)
 			}
 		}
+		c.kill(t)
+		c.installed(t)
 	})
 }
 
@@ -356,6 +408,38 @@ func (c *cluster) testAPIServerRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.reachable(t, "after", "4")
+}
+
+// testTokens has the tokens of service accounts become invalid, as they do after a while. The kubelets write new ones into the pods, by
+// which agents and DNS servers hear of what is new without being started again. client-go reads them once a minute.
+func (c *cluster) testTokens(t *testing.T) {
+	running := func() (ids []string) {
+		for _, p := range slices.Concat(c.agents(t), c.podsOf(t, system, "app.kubernetes.io/name=ropewalk-dns")) {
+			ids = append(ids, p.Status.ContainerStatuses[0].ContainerID)
+		}
+		return ids
+	}
+	was := running()
+	c.newAccountsKey(t)
+	c.api.stop(syscall.SIGTERM)
+	c.manager.stop(syscall.SIGTERM)
+	c.startAPI(t)
+	c.startManager(t)
+	for _, n := range c.nodes {
+		n.kubelet.stop(syscall.SIGTERM)
+		n.startKubelet(t)
+	}
+	if _, err := c.service(t, "renewed", nil); err != nil {
+		t.Fatal(err)
+	}
+	c.reachable(t, "renewed", "4")
+	for _, n := range c.nodes {
+		n.ready(t)
+	}
+	c.settled(t)
+	if now := running(); !slices.Equal(was, now) {
+		t.Errorf("containers were %q, and are %q", was, now)
+	}
 }
 
 // reachable waits until a service is reached by its name from each node.
@@ -383,6 +467,38 @@ func (c *cluster) testServiceCIDR(t *testing.T) {
 	if full == nil || !strings.Contains(full.Error(), "range is full") {
 		t.Fatalf("the range is not full: %v", full)
 	}
+	// Nothing that is sent to an address of a range of services leaves its node, not even to who knows the way back to pods.
+	const free = "10.97.0.1"
+	there, back := "addr add "+free+"/32 dev lo\n", "addr del "+free+"/32 dev lo\n"
+	for _, n := range c.nodes {
+		node, err := c.client.CoreV1().Nodes().Get(t.Context(), n.name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		route := node.Spec.PodCIDRs[slices.IndexFunc(node.Spec.PodCIDRs, func(s string) bool { return familyOf(s) == "4" })] + " via " + n.addr4 + "\n"
+		there, back = there+"route add "+route, back+"route del "+route
+	}
+	if err := ip(there); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := ip(back); err != nil {
+			t.Error(err)
+		}
+	})
+	outside(t, free)
+	leaves := func(want bool) {
+		t.Helper()
+		for _, p := range c.pods(t, "client") {
+			soon(t, fmt.Sprintf("what is sent to %s leaves the node: %t", free, want), func() error {
+				if got, err := c.tool(t.Context(), p.Name, "ask", "tcp", net.JoinHostPort(free, "9000")); (err == nil) != want {
+					return fmt.Errorf("%s: %q, %v", p.Name, got, err)
+				}
+				return nil
+			})
+		}
+	}
+	leaves(true)
 	cidrs := c.client.NetworkingV1().ServiceCIDRs()
 	get := func() (*networkingv1.ServiceCIDR, error) { return cidrs.Get(t.Context(), "more", metav1.GetOptions{}) }
 	more := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.97.0.0/24", "fd97::/120"}}}
@@ -400,6 +516,7 @@ func (c *cluster) testServiceCIDR(t *testing.T) {
 	}
 	c.reachable(t, "new", "4")
 	c.reachable(t, "new", "6")
+	leaves(false)
 	client := c.pods(t, "client")[0]
 	if got, err := c.tool(t.Context(), client.Name, "lookup", "PTR", s.Spec.ClusterIP); err != nil || got != "new.shop.svc.cluster.local." {
 		t.Errorf("PTR of %s: %q, %v", s.Spec.ClusterIP, got, err)
@@ -411,7 +528,7 @@ func (c *cluster) testServiceCIDR(t *testing.T) {
 	soon(t, "the range is kept for its service", func() error {
 		got, err := get()
 		if err != nil {
-			return &fatal{err}
+			return &wait.Fatal{Err: err}
 		}
 		if got.DeletionTimestamp == nil || len(got.Finalizers) == 0 || !slices.ContainsFunc(got.Status.Conditions, func(c metav1.Condition) bool {
 			return c.Type == networkingv1.ServiceCIDRConditionReady && c.Status == metav1.ConditionFalse
@@ -433,6 +550,7 @@ func (c *cluster) testServiceCIDR(t *testing.T) {
 		}
 		return nil
 	})
+	leaves(true)
 }
 
 // testFamilies gives a service a second family of addresses, and takes it away.

@@ -259,7 +259,7 @@ func boot(name, home string) error {
 		syscall.Mount("overlay", "/etc", "overlay", 0, fmt.Sprintf("lowerdir=/etc,upperdir=%[1]s/etc,workdir=%[1]s/work", home)),
 		syscall.Mount(home+"/lib", "/var/lib", "", syscall.MS_BIND, ""),
 		syscall.Mount(home+"/opt", "/opt", "", syscall.MS_BIND, ""),
-		syscall.Mount("tmpfs", "/var/log", "tmpfs", 0, "mode=755"),
+		syscall.Mount(os.Getenv("MACHINE_LOGS"), "/var/log", "", syscall.MS_BIND, ""),
 	)
 	// The kubelet wants these to be so, for all of the machine. Let it write to files.
 	for key, value := range map[string]string{
@@ -269,8 +269,9 @@ func boot(name, home string) error {
 		file := filepath.Join(home, "sysctl", filepath.Base(key))
 		err = errors.Join(err, os.WriteFile(file, []byte(value+"\n"), 0o644), syscall.Mount(file, "/proc/sys/"+key, "", syscall.MS_BIND, ""))
 	}
-	// Last, as home is under it. It is empty after a restart, as on every machine.
-	return errors.Join(err, syscall.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"))
+	// Last, as home is under it. It is empty after a restart, as on every machine. What is mounted is seen in containers that ask for that,
+	// as systemd has it.
+	return errors.Join(err, syscall.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755"), syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_SHARED, ""))
 }
 
 // bootCgroups has the node see its own cgroups and no others. Those of the machine are unmounted, as some programs take the first mount that

@@ -9,29 +9,28 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
-	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ropewalk-net/ropewalk/test/e2e/containerd"
+	"github.com/ropewalk-net/ropewalk/test/wait"
 )
 
-// node is a machine of the cluster: namespaces, with a kubelet, containerd and Ropewalk's agent.
+// node is a machine of the cluster: namespaces, with a kubelet and containerd.
 type node struct {
 	*cluster
-	name           string
-	addr4, addr6   string
-	mac            string
-	home           string // where it keeps what outlives a restart
-	machine        *process
-	runtime, agent *process
-	kubelet        *process
+	name         string
+	addr4, addr6 string
+	mac          string
+	home         string // where it keeps what outlives a restart
+	machine      *process
+	runtime      *process
+	kubelet      *process
 }
 
 // newNode makes a node, the i-th from 1, and starts it.
@@ -41,15 +40,7 @@ func (c *cluster) newNode(t *testing.T, i int) *node {
 	n.home = filepath.Join(dir, n.name)
 	c.nodes = append(c.nodes, n)
 	c.issue(t, n.name, "system:node:"+n.name, []string{"system:nodes"}, n.name, n.addr4, n.addr6)
-	c.kubeconfig(t, n.path("/var/lib/kubelet/kubeconfig"), n.name, "")
-	// The agent is whom testdata/agent.yaml makes, as it would be in a pod.
-	hours := int64(6 * 3600)
-	token, err := c.client.CoreV1().ServiceAccounts("kube-system").CreateToken(t.Context(), "ropewalk",
-		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &hours}}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.kubeconfig(t, n.path("/var/lib/ropewalk/kubeconfig"), "", token.Status.Token)
+	c.kubeconfig(t, n.path("/var/lib/kubelet/kubeconfig"), n.name)
 	for from, to := range map[string]string{"ca.crt": "ca.crt", n.name + ".crt": "kubelet.crt", n.name + ".key": "kubelet.key"} {
 		text, err := os.ReadFile(c.file(from))
 		if err != nil {
@@ -117,13 +108,12 @@ func (n *node) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.runtime = n.run(t, "containerd", "containerd", "--config", "/var/lib/containerd.toml")
-	socket := fmt.Sprintf("/proc/%d/root/run/containerd/containerd.sock", n.pid())
-	for name, archive := range n.images {
-		if err := containerd.Import(t.Context(), socket, name, archive); err != nil {
-			t.Fatalf("%s: %s: %v", n.name, name, err)
-		}
-	}
-	n.startAgent(t)
+	n.load(t, toolImage, n.toolArchive) // when it listens, as the kubelet wants it
+	n.startKubelet(t)
+}
+
+func (n *node) startKubelet(t *testing.T) {
+	t.Helper()
 	n.kubelet = n.run(t, "kubelet", "kubelet", "--config=/var/lib/kubelet/config.yaml", "--kubeconfig=/var/lib/kubelet/kubeconfig",
 		"--hostname-override="+n.name, "--node-ip="+n.addr4+","+n.addr6)
 }
@@ -134,55 +124,32 @@ func (n *node) run(t *testing.T, name, program string, args ...string) *process 
 	return start(t, n.pid(), n.name+"-"+name, program, args...)
 }
 
-// startAgent starts Ropewalk, with nothing but its defaults.
-func (n *node) startAgent(t *testing.T) {
-	t.Helper()
-	n.agent = n.run(t, "agent", "ropewalk", "agent", "--node-name", n.name, "--kubeconfig", "/var/lib/ropewalk/kubeconfig")
+// socket is where its containerd listens.
+func (n *node) socket() string {
+	return fmt.Sprintf("/proc/%d/root/run/containerd/containerd.sock", n.pid())
 }
 
-// agentReady waits until all parts of the agent are.
-func (n *node) agentReady(t *testing.T) {
+// load gives the node's containerd an image, as `ctr images import` does.
+func (n *node) load(t *testing.T, image string, archive []byte) {
 	t.Helper()
-	soon(t, "the agent of "+n.name+" is ready", func() error {
-		if err := n.agent.gone(); err != nil {
-			return &fatal{err}
-		}
-		out, err := n.output("ropewalk", "status")
-		if err != nil {
-			return fmt.Errorf("%w\n%s", err, out)
-		}
-		return nil
-	})
-}
-
-// output runs a program on the node to its end, and returns what it prints.
-func (n *node) output(program string, args ...string) (string, error) {
-	path, err := exec.LookPath(program)
-	if err != nil {
-		return "", err
+	if err := containerd.Import(t.Context(), n.socket(), image, archive); err != nil {
+		t.Fatalf("%s: %s: %v", n.name, image, err)
 	}
-	var out []byte
-	done := make(chan error)
-	go func() {
-		done <- within(n.pid(), func() (err error) {
-			out, err = exec.Command(path, args...).CombinedOutput()
-			return err
-		})
-	}()
-	err = <-done
-	return string(out), err
 }
 
 // powerOn makes the node's namespaces and connects it, with the same MAC address each time: machines keep theirs, and whoever has talked
 // to one over IPv6 goes on sending to it there, for a minute.
 func (n *node) powerOn() error {
+	if err := os.MkdirAll(filepath.Join(logs, n.name), 0o755); err != nil {
+		return err
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	cmd := reexec(machine)
-	cmd.Env = append(cmd.Env, "MACHINE_NAME="+n.name, "MACHINE_DIR="+n.home)
+	cmd.Env = append(cmd.Env, "MACHINE_NAME="+n.name, "MACHINE_DIR="+n.home, "MACHINE_LOGS="+filepath.Join(logs, n.name))
 	cmd.Stdin = w
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC,
@@ -207,7 +174,7 @@ func (n *node) pid() int { return n.machine.cmd.Process.Pid }
 // powerOff ends the machine, with all that runs on it, as if its plug were pulled.
 func (n *node) powerOff(t *testing.T) {
 	t.Helper()
-	for _, p := range []*process{n.machine, n.kubelet, n.agent, n.runtime} {
+	for _, p := range []*process{n.machine, n.kubelet, n.runtime} {
 		p.stop(syscall.SIGKILL)
 	}
 	// The kernel takes its namespace away in a while, and the link with it.
@@ -229,9 +196,9 @@ func (n *node) powerOff(t *testing.T) {
 func (n *node) ready(t *testing.T) {
 	t.Helper()
 	soon(t, n.name+" is ready", func() error {
-		for _, p := range []*process{n.kubelet, n.agent, n.runtime} {
+		for _, p := range []*process{n.kubelet, n.runtime} {
 			if err := p.gone(); err != nil {
-				return &fatal{err}
+				return &wait.Fatal{Err: err}
 			}
 		}
 		object, err := n.client.CoreV1().Nodes().Get(context.Background(), n.name, metav1.GetOptions{})

@@ -12,13 +12,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/remotecommand"
@@ -30,26 +30,20 @@ import (
 // shop is the namespace of what is served and who asks.
 const shop = "shop"
 
-// The images, and the programs that they are made of.
-const (
-	toolImage = "ropewalk.test/tool:1"
-	dnsImage  = "ropewalk.test/coredns:1"
-)
+// toolImage is the image of what is in the shop: the program tool.
+const toolImage = "ropewalk.test/tool:1"
 
-// makeImages returns the images by their names.
-func makeImages(t *testing.T) map[string][]byte {
+func makeTool(t *testing.T) []byte {
 	t.Helper()
-	out := map[string][]byte{}
-	for name, program := range map[string]string{toolImage: "tool", dnsImage: "coredns"} {
-		path, err := exec.LookPath(program)
-		if err == nil {
-			out[name], err = containerd.Archive(name, path)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+	path, err := exec.LookPath("tool")
+	if err != nil {
+		t.Fatal(err)
 	}
-	return out
+	archive, err := containerd.Archive(toolImage, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return archive
 }
 
 // testdata reads a file of objects. Words in it are replaced.
@@ -86,21 +80,6 @@ func (c *cluster) apply(t *testing.T, text string) {
 	}
 }
 
-// startDNS starts the cluster's DNS, with the Corefile that we ship.
-func (c *cluster) startDNS(t *testing.T) {
-	t.Helper()
-	corefile, err := os.ReadFile(filepath.Join(root, "corefile", "Corefile.cluster"))
-	if err == nil {
-		_, err = c.client.CoreV1().ConfigMaps("kube-system").Create(t.Context(), &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Name: "coredns"}, Data: map[string]string{"Corefile": string(corefile)},
-		}, metav1.CreateOptions{})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.apply(t, testdata(t, "dns.yaml"))
-}
-
 // deployed waits until all pods of a Deployment are of its last version and ready, and no others are left.
 func (c *cluster) deployed(t *testing.T, namespace, name string) {
 	t.Helper()
@@ -116,18 +95,19 @@ func (c *cluster) deployed(t *testing.T, namespace, name string) {
 	})
 }
 
-// everywhere waits until a DaemonSet has a pod on each node.
-func (c *cluster) everywhere(t *testing.T, name string) {
+// everywhere waits until a DaemonSet has a pod of its last version on each node, and all are available.
+func (c *cluster) everywhere(t *testing.T, namespace, name string) {
 	t.Helper()
 	soon(t, "the DaemonSet "+name+" is ready", func() error {
-		d, err := c.client.AppsV1().DaemonSets(shop).Get(t.Context(), name, metav1.GetOptions{})
+		d, err := c.client.AppsV1().DaemonSets(namespace).Get(t.Context(), name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
-		if d.Status.ObservedGeneration == d.Generation && d.Status.NumberReady == int32(len(c.nodes)) {
+		want := int32(len(c.nodes))
+		if s := d.Status; s.ObservedGeneration == d.Generation && s.UpdatedNumberScheduled == want && s.NumberAvailable == want {
 			return nil
 		}
-		return fmt.Errorf("%+v\n%s", d.Status, c.troubles(shop))
+		return fmt.Errorf("%+v\n%s", d.Status, c.troubles(namespace))
 	})
 }
 
@@ -144,10 +124,15 @@ func (c *cluster) troubles(namespace string) string {
 	return b.String()
 }
 
-// pods returns the ready pods of an app, by their nodes.
+// pods returns the ready pods of an app of the shop, by their nodes.
 func (c *cluster) pods(t *testing.T, app string) []corev1.Pod {
 	t.Helper()
-	list, err := c.client.CoreV1().Pods(shop).List(t.Context(), metav1.ListOptions{LabelSelector: "app=" + app})
+	return c.podsOf(t, shop, "app="+app)
+}
+
+func (c *cluster) podsOf(t *testing.T, namespace, labels string) []corev1.Pod {
+	t.Helper()
+	list, err := c.client.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: labels})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +141,7 @@ func (c *cluster) pods(t *testing.T, app string) []corev1.Pod {
 		return strings.Compare(a.Spec.NodeName+a.Name, b.Spec.NodeName+b.Name)
 	})
 	if len(out) == 0 {
-		t.Fatalf("%s has no pods that are ready", app)
+		t.Fatalf("no pod of %s is ready", labels)
 	}
 	return out
 }
@@ -175,6 +160,7 @@ func (c *cluster) pod(t *testing.T, name string, change func(*corev1.Pod)) *core
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}},
 		Spec: corev1.PodSpec{TerminationGracePeriodSeconds: &grace, Containers: []corev1.Container{{
 			Name: "tool", Image: toolImage, ImagePullPolicy: corev1.PullNever, Args: []string{"serve"},
+			ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(8080)}}, PeriodSeconds: 1},
 		}}},
 	}
 	change(p)
@@ -239,19 +225,24 @@ func (c *cluster) patch(t *testing.T, resource, name, patch string) {
 	}
 }
 
-// tool runs the tool in a pod and returns what it prints.
+// tool runs the tool in a pod of the shop and returns what it prints.
 func (c *cluster) tool(ctx context.Context, pod string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	return c.exec(ctx, shop, pod, append([]string{"/tool"}, args...)...)
+}
+
+// exec runs a command in a pod and returns what it prints, as kubectl exec does.
+func (c *cluster) exec(ctx context.Context, namespace, pod string, command ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	req := c.client.CoreV1().RESTClient().Post().Namespace(shop).Resource("pods").Name(pod).SubResource("exec").VersionedParams(
-		&corev1.PodExecOptions{Command: append([]string{"/tool"}, args...), Stdout: true, Stderr: true}, scheme.ParameterCodec)
+	req := c.client.CoreV1().RESTClient().Post().Namespace(namespace).Resource("pods").Name(pod).SubResource("exec").VersionedParams(
+		&corev1.PodExecOptions{Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec)
 	executor, err := remotecommand.NewWebSocketExecutor(c.config, "GET", req.URL().String())
 	if err != nil {
 		return "", err
 	}
 	var out, stderr bytes.Buffer
 	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &stderr}); err != nil {
-		return "", fmt.Errorf("%s: tool %q: %w: %s", pod, args, err, strings.TrimSpace(stderr.String()))
+		return "", fmt.Errorf("%s: %q: %w: %s%s", pod, command, err, &out, strings.TrimSpace(stderr.String()))
 	}
 	return strings.TrimSpace(out.String()), nil
 }

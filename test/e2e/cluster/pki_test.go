@@ -34,6 +34,13 @@ func newPKI(t *testing.T, dir string) *pki {
 	p := &pki{dir: dir}
 	template := &x509.Certificate{Subject: pkix.Name{CommonName: "ropewalk-e2e"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	p.ca, p.key = p.sign(t, "ca", template)
+	p.newAccountsKey(t)
+	return p
+}
+
+// newAccountsKey makes the key by which tokens of service accounts are signed. Those of before are not good any more, once all know it.
+func (p *pki) newAccountsKey(t *testing.T) {
+	t.Helper()
 	accounts, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +50,6 @@ func newPKI(t *testing.T, dir string) *pki {
 	if err = errors.Join(err, p.writeKey("sa", accounts)); err != nil {
 		t.Fatal(err)
 	}
-	return p
 }
 
 func (p *pki) file(name string) string { return filepath.Join(p.dir, name) }
@@ -96,8 +102,8 @@ func (p *pki) writeKey(name string, key *ecdsa.PrivateKey) error {
 	return errors.Join(err, os.WriteFile(p.file(name+".key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600))
 }
 
-// kubeconfig writes a file for who has the certificate of that name, or who shows a token.
-func (p *pki) kubeconfig(t *testing.T, to, name, token string) {
+// kubeconfig writes a file for who has the certificate of that name.
+func (p *pki) kubeconfig(t *testing.T, to, name string) {
 	t.Helper()
 	var err error
 	read := func(name string) []byte {
@@ -107,10 +113,7 @@ func (p *pki) kubeconfig(t *testing.T, to, name, token string) {
 	}
 	c := api.NewConfig()
 	c.Clusters["e2e"] = &api.Cluster{Server: server, CertificateAuthorityData: read("ca.crt")}
-	c.AuthInfos["e2e"] = &api.AuthInfo{Token: token}
-	if token == "" {
-		c.AuthInfos["e2e"] = &api.AuthInfo{ClientCertificateData: read(name + ".crt"), ClientKeyData: read(name + ".key")}
-	}
+	c.AuthInfos["e2e"] = &api.AuthInfo{ClientCertificateData: read(name + ".crt"), ClientKeyData: read(name + ".key")}
 	c.Contexts["e2e"] = &api.Context{Cluster: "e2e", AuthInfo: "e2e"}
 	c.CurrentContext = "e2e"
 	err = errors.Join(err, os.MkdirAll(filepath.Dir(to), 0o755))

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ropewalk-net/ropewalk/test/wait"
 )
 
 // logs is where programs write to. It is the one thing that stays, until the next run.
@@ -128,7 +131,7 @@ func (p *process) gone() error {
 // ip gives ip(8) a command a line, in the test's own network namespace.
 func ip(commands string) error { return run(strings.NewReader(commands), "ip", "-batch", "-") }
 
-func run(stdin *strings.Reader, name string, args ...string) error {
+func run(stdin io.Reader, name string, args ...string) error {
 	cmd := exec.Command(name, args...)
 	cmd.Stdin = stdin
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -143,18 +146,7 @@ const patience = 2 * time.Minute
 // soon waits until is returns nil.
 func soon(t *testing.T, what string, is func() error) {
 	t.Helper()
-	var err error
-	for begun := time.Now(); time.Since(begun) < patience; time.Sleep(50 * time.Millisecond) {
-		if err = is(); err == nil {
-			return
-		}
-		var end *fatal
-		if errors.As(err, &end) {
-			break
-		}
+	if err := wait.Until(patience, is); err != nil {
+		t.Fatalf("%s: not so: %v", what, err)
 	}
-	t.Fatalf("%s: not so: %v", what, err)
 }
-
-// fatal is an error that time does not heal.
-type fatal struct{ error }

@@ -17,6 +17,9 @@ var programs = map[string][]string{
 	"github.com/containerd/containerd/v2": {"cmd/containerd", "cmd/containerd-shim-runc-v2"},
 }
 
+// shipped are the programs of the image.
+var shipped = []string{"coredns", "ropewalk", "ropewalk-cni"}
+
 // root is the repository's folder, seen from this package's.
 const root = "../../.."
 
@@ -26,7 +29,7 @@ func build() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, name := range []string{"ropewalk", "ropewalk-cni", "coredns"} {
+	for _, name := range shipped {
 		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
 			return "", fmt.Errorf("%w; make e2e builds it", err)
 		}
@@ -46,11 +49,13 @@ func build() (string, error) {
 			}
 		}
 	}
-	tools := filepath.Join(bin, "e2e", "tool")
-	if err := goBuild("github.com/ropewalk-net/ropewalk/test/e2e/cluster/tool", tools, "-s -w"); err != nil {
-		return "", err
+	own := filepath.Join(bin, "e2e")
+	for _, pkg := range []string{"test/e2e/cluster/tool", "deploy/image"} {
+		if err := goBuild("github.com/ropewalk-net/ropewalk/"+pkg, filepath.Join(own, filepath.Base(pkg)), "-s -w"); err != nil {
+			return "", err
+		}
 	}
-	return strings.Join(append(path, filepath.Dir(tools), os.Getenv("PATH")), ":"), nil
+	return strings.Join(append(path, own, os.Getenv("PATH")), ":"), nil
 }
 
 // buildOne builds a program into a folder, whole or not at all.

@@ -31,6 +31,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 )
 
 // Image is the one that there is. Its entry point is /tool; see there for what it can do.
@@ -79,7 +80,7 @@ func Start(t *testing.T, handlers ...Handler) *Runtime {
 	if err := os.WriteFile(config, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var log buffer
+	var log program.Log
 	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL",
 		filepath.Join(bin, "containerd"), "--config", config, "--log-level", "info")
 	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
@@ -211,6 +212,25 @@ func Import(ctx context.Context, socket, name string, archive []byte) error {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// Kill has the kernel kill a container's first process with SIGKILL. The ID is the pod status's, as in containerd://0123.
+func Kill(ctx context.Context, socket, id string) error {
+	client, err := containerd.New(socket)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx = namespaces.WithNamespace(ctx, "k8s.io")
+	c, err := client.LoadContainer(ctx, strings.TrimPrefix(id, "containerd://"))
+	if err != nil {
+		return err
+	}
+	task, err := c.Task(ctx, nil)
+	if err != nil {
+		return err
+	}
+	return task.Kill(ctx, syscall.SIGKILL)
 }
 
 // Pod is a pod that runs.
@@ -400,22 +420,4 @@ func (r *Runtime) removeCgroups(t *testing.T) {
 			}
 		}
 	}
-}
-
-// buffer is a bytes.Buffer for two goroutines.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ropewalk-net/ropewalk/test/coredns"
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 )
 
 const (
@@ -180,10 +181,10 @@ func ropewalk(t *testing.T) string {
 }
 
 // run starts the program, waits until it is ready, and ends it with the test.
-func run(t *testing.T, program, metrics string, args ...string) {
+func run(t *testing.T, name, metrics string, args ...string) {
 	t.Helper()
-	var log buffer
-	cmd := exec.Command(program, append(args, "--metrics", metrics)...)
+	var log program.Log
+	cmd := exec.Command(name, append(args, "--metrics", metrics)...)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

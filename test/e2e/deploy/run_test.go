@@ -20,7 +20,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +30,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 	"github.com/ropewalk-net/ropewalk/test/standin"
 )
 
@@ -315,29 +315,12 @@ type container struct {
 	pod  corev1.PodSpec
 	cmd  *exec.Cmd
 	api  *standin.Server
-	log  buffer
+	log  program.Log
 	// late are what is mounted read-only once it has been written to.
 	late  []string
 	ended chan error
 	// before is how many requests the API server had before it started.
 	before int
-}
-
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // newContainer makes the file system, with a volume wherever the pod has one, and an API server that the pod finds as pods do.

@@ -29,6 +29,8 @@ import (
 	apiservertesting "k8s.io/kubernetes/cmd/kube-apiserver/app/testing"
 	mcs "sigs.k8s.io/mcs-api/config/crd"
 	"sigs.k8s.io/yaml"
+
+	"github.com/ropewalk-net/ropewalk/test/wait"
 )
 
 // The ranges that Services get their addresses from, the first address of which is that of the API server's own.
@@ -134,10 +136,12 @@ func defineServiceImports(t *testing.T, config *rest.Config) {
 	if _, err := defs.Create(t.Context(), &crd, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error {
+	if err := wait.Until(patience, func() error {
 		_, err := client.Discovery().ServerResourcesForGroupVersion(crd.Spec.Group + "/v1alpha1")
 		return err
-	})
+	}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // awaitServiceCIDR returns when the API server can give addresses to Services, which it does some time after it is ready.
@@ -147,25 +151,15 @@ func awaitServiceCIDR(t *testing.T, config *rest.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() error {
+	if err := wait.Until(patience, func() error {
 		_, err := client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return fmt.Errorf("the API server's own service: %w", err)
 		}
 		return err
-	})
-}
-
-// eventually tries until it succeeds.
-func eventually(t *testing.T, try func() error) {
-	t.Helper()
-	var err error
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if err = try(); err == nil {
-			return
-		}
+	}); err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal(err)
 }
 
 func writeKubeconfig(t *testing.T, config *rest.Config) string {

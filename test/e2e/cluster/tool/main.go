@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -58,8 +59,9 @@ func run(args []string) error {
 	return nil
 }
 
-// linger is for how long a server goes on when it is told to end: until all nodes have heard that it is not to be asked any more.
-const linger = 5 * time.Second
+// linger is for how long a server goes on when it is told to end: until all nodes have heard that it is not to be asked any more, which
+// takes seconds where a machine is busy.
+const linger = 15 * time.Second
 
 // serve says who it is and who asks: by HTTP at 8080, and to who sends something by TCP and UDP at 9000.
 func serve() error {
@@ -78,11 +80,11 @@ func serve() error {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprintf(w, "%s %s\n", name, host)
 	})
-	go func() { failed <- http.ListenAndServe(":8080", nil) }()
 	l, err := net.Listen("tcp", ":9000")
 	if err != nil {
 		return err
 	}
+	var connections sync.WaitGroup
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -90,13 +92,13 @@ func serve() error {
 				failed <- err
 				return
 			}
-			go func() {
+			connections.Go(func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(patience))
+				c.SetDeadline(time.Now().Add(2 * lost)) // no client waits for so long
 				if _, err := c.Read(make([]byte, 64)); err == nil {
 					io.WriteString(c, answer(c.RemoteAddr()))
 				}
-			}()
+			})
 		}
 	}()
 	u, err := net.ListenPacket("udp", ":9000")
@@ -113,18 +115,20 @@ func serve() error {
 			u.WriteTo([]byte(answer(from)), from)
 		}
 	}()
+	go func() { failed <- http.ListenAndServe(":8080", nil) }() // the last one: it is what is asked whether all are there
 	select {
 	case err := <-failed:
 		return err
 	case <-stop:
 		time.Sleep(linger)
+		connections.Wait()
 		return nil
 	}
 }
 
 // get prints what an HTTP server says.
 func get(url string) error {
-	c := http.Client{Timeout: patience}
+	c := http.Client{Timeout: 2 * lost}
 	resp, err := c.Get(url)
 	if err != nil {
 		return err
@@ -139,12 +143,12 @@ func get(url string) error {
 
 // ask prints what a server says that is sent something.
 func ask(network, addr string) error {
-	answer, err := exchange(network, addr)
+	answer, err := exchange(network, addr, patience)
 	fmt.Print(answer)
 	return err
 }
 
-func exchange(network, addr string) (string, error) {
+func exchange(network, addr string, patience time.Duration) (string, error) {
 	c, err := net.DialTimeout(network, addr, patience)
 	if err != nil {
 		return "", err
