@@ -133,8 +133,8 @@ lint: ## gofmt, go vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 .PHONY: tools
-tools: ## install what the tests use and Go does not bring: curl, dig, dnsperf, ip, runc, nft, iptables, strace and sysctl (Debian)
-	@test/tools.sh curl:curl dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables strace:strace sysctl:procps
+tools: ## install what the tests use and Go does not bring: curl, dig, dnsperf, ip, runc, nft, iptables, skopeo, strace and sysctl (Debian)
+	@test/tools.sh curl:curl dig:bind9-dnsutils dnsperf:dnsperf ip:iproute2 runc:runc nft:nftables iptables-nft-save:iptables skopeo:skopeo strace:strace sysctl:procps
 
 .PHONY: lab-tools
 lab-tools:

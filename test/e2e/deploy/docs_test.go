@@ -129,8 +129,9 @@ func follow(t *testing.T, doc string) {
 	}
 }
 
-// elsewhere are lines that another test runs: test/docs and test/nodes those for nodes, and make is what all tests begin with.
-var elsewhere = regexp.MustCompile(`^(?:ropewalk |rm -f |ip |sysctl |make image$)`)
+// elsewhere are lines that another test runs: test/docs and test/nodes those for nodes, TestCopy and TestImport those of the image, and make is what
+// all tests begin with.
+var elsewhere = regexp.MustCompile(`^(?:ropewalk |rm -f |ip |sysctl |make image$|skopeo copy |ctr -n k8s.io images import )`)
 
 // needs are lines that have to have more of a cluster than an API server: a kubelet, and controllers that keep revisions. What they are about
 // has to be there.
