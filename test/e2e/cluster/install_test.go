@@ -3,11 +3,14 @@
 package cluster
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"testing"
 
@@ -99,6 +102,36 @@ func (c *cluster) installed(t *testing.T) {
 func (c *cluster) agents(t *testing.T) []corev1.Pod {
 	t.Helper()
 	return c.podsOf(t, system, "app.kubernetes.io/name=ropewalk-agent")
+}
+
+// inTouch waits until each agent and each DNS server hears of the cluster. After trouble with the API server each is back in its own time: within ten
+// seconds, or in a minute with another token.
+func (c *cluster) inTouch(t *testing.T) {
+	t.Helper()
+	client := c.pods(t, "client")[0]
+	age := regexp.MustCompile(`(?m)^coredns_ropewalk_sync_age_seconds\{.*\} (\S+)$`)
+	for _, p := range c.podsOf(t, system, "app.kubernetes.io/name=ropewalk-dns") {
+		soon(t, p.Name+" is in touch with the API server", func() error {
+			metrics, err := c.tool(t.Context(), client.Name, "get", "http://"+net.JoinHostPort(podIP(&p, "4"), "9153")+"/metrics")
+			if m := age.FindStringSubmatch(metrics); err == nil && (m == nil || m[1] != "0") {
+				err = fmt.Errorf("%q", m)
+			}
+			return err
+		})
+	}
+	for _, p := range c.agents(t) {
+		soon(t, p.Name+" is in touch with the API server", func() error {
+			text, err := c.exec(t.Context(), system, p.Name, "/ropewalk", "status", "-o", "json")
+			status := struct{ SourceAgeSeconds *float64 }{}
+			if err == nil {
+				err = json.Unmarshal([]byte(text), &status)
+			}
+			if err == nil && (status.SourceAgeSeconds == nil || *status.SourceAgeSeconds != 0) {
+				err = errors.New(text)
+			}
+			return err
+		})
+	}
 }
 
 // kill has the kernel kill the agents, one after the other, and waits until the kubelets have started them again.
