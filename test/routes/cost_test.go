@@ -141,14 +141,18 @@ var (
 	foreign = regexp.MustCompile(`RTM_(NEW|DEL)NEIGH.*if_nametoindex\("(eth0|far)"\)`)
 )
 
-// count adds up what strace has written, without what the kernel tells of its own neighbours on the node's link.
+// mender matches what is asked of one link, and the answer: of one that has lost routes the program asks once, after a pause that has nothing to do with
+// what else happens, whether it is a pod's. A listing of links is another request.
+var mender = regexp.MustCompile(`nlmsg_type=RTM_GETLINK, nlmsg_flags=NLM_F_REQUEST(\|NLM_F_ACK)?,|recv.*nlmsg_type=RTM_NEWLINK`)
+
+// count adds up what strace has written, without what the kernel tells of its own neighbours on the node's link and what comes of a pause.
 func count(trace string) (c cost) {
 	waiting := map[string]bool{} // threads, in a call that is told in two lines
 	for line := range strings.Lines(trace) {
 		line, name := strings.TrimSuffix(line, "\n"), ""
 		if m := call.FindStringSubmatch(line); m != nil {
 			if name = m[2]; strings.Contains(line, "<unfinished ...>") {
-				waiting[m[1]] = true
+				waiting[m[1]] = !mender.MatchString(line)
 				continue
 			}
 		} else if m := resumed.FindStringSubmatch(line); m != nil && waiting[m[1]] {
@@ -156,7 +160,7 @@ func count(trace string) (c cost) {
 			delete(waiting, m[1])
 		}
 		m := result.FindStringSubmatch(line)
-		if name == "" || m == nil || strings.Contains(line, "MSG_PEEK") || foreign.MatchString(line) { // a message is looked at before it is read
+		if name == "" || m == nil || strings.Contains(line, "MSG_PEEK") || foreign.MatchString(line) || mender.MatchString(line) { // a message is looked at before it is read
 			continue
 		}
 		n, _ := strconv.Atoi(m[1])
