@@ -9,8 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,41 +21,16 @@ import (
 
 	"github.com/ropewalk-net/ropewalk/test/clusternet"
 	"github.com/ropewalk-net/ropewalk/test/netns"
+	"github.com/ropewalk-net/ropewalk/test/program"
 )
 
-// The programs, which make builds.
-var binaries = map[string]string{"ROPEWALK_TEST_ROPEWALK": "ropewalk", "ROPEWALK_TEST_CNI": "ropewalk-cni"}
-
-func TestMain(m *testing.M) { os.Exit(withBinaries(m.Run)) }
-
-// withBinaries builds the programs that make has not.
-func withBinaries(run func() int) int {
-	dir, err := os.MkdirTemp("", "nodes")
-	if err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(dir)
-	for env, name := range binaries {
-		if os.Getenv(env) != "" {
-			continue
-		}
-		b := filepath.Join(dir, name)
-		cmd := exec.Command("go", "build", "-o", b, "github.com/ropewalk-net/ropewalk/cmd/"+name)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
-			return 1
-		}
-		os.Setenv(env, b)
-	}
-	return run()
-}
+func TestMain(m *testing.M) { os.Exit(program.Run(m.Run, program.Ropewalk, program.Plugin)) }
 
 // start makes a cluster of so many nodes, the last of which may be far, and waits until all are ready.
 func start(t *testing.T, s Spec, nodes int, far bool) (*Cluster, []*Node) {
 	t.Helper()
 	netns.NeedCommand(t, "nft")
-	s.Ropewalk, s.Plugin, s.Dir = os.Getenv("ROPEWALK_TEST_ROPEWALK"), os.Getenv("ROPEWALK_TEST_CNI"), t.TempDir()
+	s.Ropewalk, s.Plugin, s.Dir = os.Getenv(program.Ropewalk), os.Getenv(program.Plugin), t.TempDir()
 	c := New(t, s)
 	var all []*Node
 	for i := range nodes {
