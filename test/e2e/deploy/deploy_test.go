@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 	os.Exit(withPrograms(m.Run))
 }
 
-// withPrograms builds the programs if make has not.
+// withPrograms builds the programs if make has not, in the module that they are of: this one lacks what coredns is made of.
 func withPrograms(run func() int) int {
 	dir, err := os.MkdirTemp("", "ropewalk")
 	if err != nil {
